@@ -1,0 +1,1 @@
+"""Backends: each implements `acp_store.repository.Repository` and knows no other."""

@@ -1,0 +1,133 @@
+"""What a database must say in its own way; `postgresql` and `sqlite` each say it in one file."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, ClassVar, Protocol
+
+from sqlalchemy import URL, Connection, Engine
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.pool import PoolProxiedConnection
+
+from acp_store.backends.sql.prepared import Prepared, Preparer, Row, Values
+from acp_store.errors import AcpStoreError
+
+__all__ = ["Bind", "DuplicateKeyError", "EngineOptions", "SQLDialect"]
+
+
+class DuplicateKeyError(AcpStoreError):
+    """An event with this idempotency key is there already; never leaves the backend."""
+
+
+class Bind(Protocol):
+    """Where statements run: a pool, or one transaction."""
+
+    prepare: Preparer
+
+    def read(self, statement: Prepared, values: Values) -> list[Row]:
+        """Run one statement that changes nothing, and return its rows."""
+
+    def write(self, statement: Prepared, values: Values) -> list[Row]:
+        """Run one statement that writes, and return its rows; committed, or part of the transaction."""
+
+    def write_many(self, statement: Prepared, values: Sequence[Values]) -> None:
+        """Run one statement for each of the values."""
+
+    def unit(self) -> AbstractContextManager[Bind]:
+        """Return a context manager for several statements that are one: all or nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How connections are opened and waited for.
+
+    Attributes:
+        timeout: Longest wait for a connection, for a lock on SQLite, and for connecting; seconds.
+        pool_size: Most connections open at once.
+    """
+
+    timeout: float = 30.0
+    pool_size: int = 10
+
+
+class SQLDialect(ABC):
+    """One database: how to open it, what its errors mean, and the writes it words in its own way."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def create_engine(self, url: URL, options: EngineOptions) -> Engine:
+        """Return an engine for statements in driver-level autocommit. Connects to nothing."""
+
+    @abstractmethod
+    def create_migration_engine(self, url: URL, timeout: float) -> Engine:
+        """Return an engine for Alembic: transactions, no pool."""
+
+    @abstractmethod
+    def migration_lock(self, connection: Connection, schema: str | None) -> AbstractContextManager[None]:
+        """Return a context manager in which no other process migrates the same schema."""
+
+    @abstractmethod
+    def borrow(self, connection: PoolProxiedConnection) -> AbstractContextManager[Any]:
+        """Return a context manager that yields a cursor in autocommit and undoes what it set."""
+
+    @abstractmethod
+    def transaction(self, engine: Engine) -> AbstractContextManager[None]:
+        """Return a context manager that a write is made in: it may line up threads of this process."""
+
+    @abstractmethod
+    def reading(self, engine: Engine) -> AbstractContextManager[None]:
+        """Return a context manager that a read is made in."""
+
+    @abstractmethod
+    def translate(self, error: Exception, *, committing: bool = False) -> AcpStoreError:
+        """Return the error to raise for a driver's error.
+
+        Args:
+            error: The driver's own, or SQLAlchemy's around it.
+            committing: Whether a commit may have been under way.
+        """
+
+    @abstractmethod
+    def is_lost(self, connection: DBAPIConnection) -> bool:
+        """Whether a connection cannot be used again."""
+
+    begin: ClassVar[str]
+
+    @abstractmethod
+    def time_in(self, value: datetime | None) -> Any:
+        """Return an aware time as the driver takes it."""
+
+    @abstractmethod
+    def time_out(self, value: Any) -> datetime:
+        """Return a time the driver gave, aware, in UTC."""
+
+    @abstractmethod
+    def save_run(self, bind: Bind, values: Values, *, expected: int | None, force: bool) -> Row | None:
+        """Save a run and, where its status changed, the history; return version and time, None if refused."""
+
+    @abstractmethod
+    def save_session(
+        self, bind: Bind, values: Values, messages: Sequence[str], *, expected: int | None
+    ) -> Row | None:
+        """Save a session, writing only messages that changed; return its head, None if refused."""
+
+    @abstractmethod
+    def append_messages(self, bind: Bind, values: Values, messages: Sequence[str], *, state: bool) -> Row:
+        """Append messages to a session; return its head."""
+
+    @abstractmethod
+    def append_event(self, bind: Bind, run_id: str, event_type: str, payload: str, key: str | None) -> Row:
+        """Append one event; return its seq and time.
+
+        Raises:
+            DuplicateKeyError: The run has an event with this key; nothing was written.
+        """
+
+    @abstractmethod
+    def append_events(self, bind: Bind, run_id: str, events: Sequence[tuple[str, str]]) -> Row:
+        """Append events, given as type and payload, with consecutive numbers; return the first seq and the time."""

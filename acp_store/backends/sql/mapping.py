@@ -1,0 +1,160 @@
+"""Records to the values of statements, and rows back to records, side by side.
+
+A row becomes a record through one JSON text: the stored documents are put into it as they are, and
+pydantic reads it once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from pydantic_core import to_json
+
+from acp_store.backends.sql.dialect import SQLDialect
+from acp_store.backends.sql.prepared import Row
+from acp_store.checks import check_name, check_time
+from acp_store.codec import decode_record, encode, escape_nul
+from acp_store.records import Message, Run, Session
+
+__all__ = ["message_text", "run_from_row", "session_from_row", "values_of_run", "values_of_session"]
+
+_BEYOND_THE_WIRE: Final = ("input", "mode", "metadata")
+
+
+def values_of_run(run: Run, dialect: SQLDialect) -> dict[str, Any]:
+    """Return the values of the statements that save a run.
+
+    Raises:
+        PayloadError: Some part of the run cannot be stored.
+    """
+    run_id = check_name("run id", run.run_id)
+    what = f"run {run_id!r}"
+    given = run.model_fields_set
+    return {
+        "run_run_id": run_id,
+        "run_agent_name": check_name("agent name", run.agent_name),
+        "run_session_id": None if run.session_id is None else check_name("session id", run.session_id),
+        "run_status": check_name("status", str(run.status)),
+        "run_mode": None if run.mode is None else check_name("mode", run.mode),
+        "run_input": _document(f"{what}: input", run.input),
+        "run_output": encode(f"{what}: output", run.output),
+        "run_await_request": _document(f"{what}: await_request", run.await_request),
+        "run_error": _document(f"{what}: error", run.error),
+        "run_metadata": _document(f"{what}: metadata", run.metadata),
+        "run_extra": _document(what, run.model_extra or None),
+        "run_wire_fields": _wire_fields(run),
+        "run_created_at": dialect.time_in(check_time("created_at", run.created_at)) if "created_at" in given else None,
+        "run_finished_at": None if run.finished_at is None else dialect.time_in(check_time("finished_at", run.finished_at)),
+    }
+
+
+def run_from_row(row: Row, dialect: SQLDialect) -> Run:
+    """Return the run of a row with the columns of `statements.get_run`."""
+    (
+        run_id,
+        agent_name,
+        session_id,
+        status,
+        await_request,
+        output,
+        error,
+        created_at,
+        finished_at,
+        input_,
+        mode,
+        metadata,
+        extra,
+        wire_fields,
+        updated_at,
+        version,
+    ) = row
+    fields = {
+        "run_id": _string(run_id),
+        "agent_name": _string(agent_name),
+        "session_id": _string(session_id),
+        "status": _string(status),
+        "await_request": await_request or "null",
+        "output": output,
+        "error": error or "null",
+        "created_at": _time(dialect.time_out(created_at)),
+        "finished_at": "null" if finished_at is None else _time(dialect.time_out(finished_at)),
+        "input": input_,
+        "mode": None if mode is None else _string(mode),
+        "metadata": metadata,
+    }
+    wire = Run.WIRE_FIELDS if wire_fields is None else _split(wire_fields)
+    text = _object(fields, [*wire, *(name for name in _BEYOND_THE_WIRE if fields[name] is not None)], extra)
+    documents = (await_request, output, error, input_, metadata)
+    run = decode_record(Run, text, in_order=wire_fields is None and _in_order(documents))
+    run.__dict__.update(version=version, updated_at=dialect.time_out(updated_at))
+    return run
+
+
+def values_of_session(session: Session) -> dict[str, Any]:
+    """Return the values of the statements that save a session's head.
+
+    Raises:
+        PayloadError: Some part of the session cannot be stored.
+    """
+    session_id = check_name("session id", session.id)
+    what = f"session {session_id!r}"
+    return {
+        "session_session_id": session_id,
+        "session_state": _document(f"{what}: state", session.state),
+        "session_extra": _document(what, session.model_extra or None),
+        "session_wire_fields": _wire_fields(session),
+        "session_message_count": len(session.history),
+    }
+
+
+def message_text(session_id: str, message: Message | str) -> str:
+    """Return the stored text of one item of a history."""
+    return encode(f"session {session_id!r}: message", message)
+
+
+def session_from_row(row: Row, dialect: SQLDialect) -> Session:
+    """Return the session of a row with the columns of `statements.get_session`."""
+    session_id, history, state, extra, wire_fields, updated_at, version = row
+    fields = {"id": _string(session_id), "history": f"[{history or ''}]", "state": state or "null"}
+    wire = Session.WIRE_FIELDS if wire_fields is None else _split(wire_fields)
+    if history and "history" not in wire:
+        wire = (*wire, "history")
+    in_order = wire_fields is None and _in_order((state,)) and '{ "' not in (history or "")
+    session = decode_record(Session, _object(fields, wire, extra), in_order=in_order)
+    session.__dict__.update(version=version, updated_at=dialect.time_out(updated_at))
+    return session
+
+
+def _document(what: str, value: Any) -> str | None:
+    return None if value is None else encode(what, value)
+
+
+def _wire_fields(record: Run | Session) -> str | None:
+    given = {*record.model_fields_set, *record.filled_lists()}
+    names = tuple(name for name in record.__dict__ if name in given and name in record.WIRE_FIELDS)
+    return None if names == record.WIRE_FIELDS else ",".join(names)
+
+
+def _split(wire_fields: str) -> tuple[str, ...]:
+    return tuple(filter(None, wire_fields.split(",")))
+
+
+def _in_order(documents: Sequence[str | None]) -> bool:
+    return all(text is None or text[1:2] != " " for text in documents)
+
+
+def _object(fields: dict[str, str | None], names: Sequence[str], extra: str | None) -> str:
+    members = [f'"{name}":{fields[name]}' for name in names]
+    if extra is not None:
+        members.append(extra.strip()[1:-1])
+    return "{" + ",".join(members) + "}"
+
+
+def _string(value: str | None) -> str:
+    return "null" if value is None else escape_nul(to_json(value).decode())
+
+
+def _time(value: datetime) -> str:
+    return f'"{value.isoformat()}"'

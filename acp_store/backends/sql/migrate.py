@@ -1,0 +1,226 @@
+"""Alembic from Python: upgrade, downgrade, look, and say what is wrong."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import alembic.command
+import alembic.util
+import sqlalchemy.exc
+import sqlalchemy_utils
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from sqlalchemy import URL, Connection, Engine, MetaData
+
+import acp_store.migrations
+from acp_store.backends.sql.engine import dialect_of, parse_url
+from acp_store.backends.sql.revision import current_revision, schema_error
+from acp_store.errors import AcpStoreError, ConfigurationError
+from acp_store.models import REVISION, VERSION_TABLE, Base
+
+__all__ = [
+    "check",
+    "create",
+    "current",
+    "downgrade",
+    "include_object",
+    "only_ours",
+    "sql",
+    "target_metadata",
+    "upgrade",
+]
+
+Bind: TypeAlias = str | URL | Engine | Connection
+
+_TIMEOUT = 30.0
+
+
+def upgrade(bind: Bind, revision: str = "head", *, schema: str | None = None) -> None:
+    """Bring the tables to a revision; several processes may do it at once, one does the work.
+
+    Args:
+        bind: A database URL, or an Engine, or a Connection, whose transaction is then used.
+        revision: The revision to reach, as Alembic takes it.
+        schema: The PostgreSQL schema for all objects, created if absent.
+
+    Raises:
+        SchemaError: The database is at a revision this version of acp_store does not know.
+        BackendUnavailableError: The database cannot be reached, or was locked for too long.
+        ConfigurationError: The URL is wrong, or the role may not do it.
+    """
+    _run(alembic.command.upgrade, bind, revision, schema)
+
+
+def downgrade(bind: Bind, revision: str, *, schema: str | None = None) -> None:
+    """Take the tables back to a revision; ``base`` drops them all. Raises as `upgrade` does."""
+    _run(alembic.command.downgrade, bind, revision, schema)
+
+
+def current(bind: Bind, *, schema: str | None = None) -> str | None:
+    """Return the revision the database is at; None where it has no tables of ours. Raises as `upgrade` does."""
+    with _connected(bind) as connection:
+        return current_revision(connection, schema)
+
+
+def check(bind: Bind, *, schema: str | None = None) -> list[str]:
+    """Return what is wrong with the tables, a sentence each; nothing where they are as they should be.
+
+    Compares the revision, then every table, column, index and constraint with the models. Raises as
+    `upgrade` does.
+    """
+    with _connected(bind) as connection:
+        found = current_revision(connection, schema)
+        if found != REVISION:
+            return [str(schema_error(found))]
+        context = MigrationContext.configure(
+            connection,
+            opts={
+                "version_table": VERSION_TABLE,
+                "version_table_schema": schema,
+                "include_schemas": schema is not None,
+                "include_name": only_ours(schema),
+            },
+        )
+        return [_sentence(change) for change in _flat(compare_metadata(context, target_metadata(schema)))]
+
+
+def sql(url: str, revision: str = "head", *, schema: str | None = None) -> str:
+    """Return the SQL of an upgrade without running it; only the kind of database matters in the URL."""
+    config = _config(schema)
+    config.attributes["url"] = url
+    config.output_buffer = io.StringIO()
+    with _errors():
+        alembic.command.upgrade(config, revision, sql=True)
+    return config.output_buffer.getvalue()
+
+
+def create(url: str) -> bool:
+    """Create the database itself; False where it is there already. Raises as `upgrade` does."""
+    parsed = parse_url(url)
+    with _errors(parsed):
+        if sqlalchemy_utils.database_exists(parsed):
+            return False
+        sqlalchemy_utils.create_database(parsed)
+    return True
+
+
+def include_object(
+    obj: object,  # noqa: ARG001
+    name: str | None,
+    type_: str,
+    reflected: bool,
+    compare_to: object | None,  # noqa: ARG001
+) -> bool:
+    """Keep a host application's ``alembic revision --autogenerate`` from dropping our tables.
+
+    Pass it as `include_object` to ``context.configure`` in the application's own env.py.
+    """
+    return not (reflected and type_ == "table" and name in _our_tables())
+
+
+def target_metadata(schema: str | None) -> MetaData:
+    """Return the metadata of our tables, in a schema where one is given."""
+    if schema is None:
+        return Base.metadata
+    metadata = MetaData(naming_convention=Base.metadata.naming_convention)
+    for table in Base.metadata.sorted_tables:
+        table.to_metadata(metadata, schema=schema)
+    return metadata
+
+
+def only_ours(schema: str | None) -> Callable[[str | None, str, Mapping[str, str | None]], bool]:
+    """Return an `include_name` that lets Alembic see our tables only, in one schema only."""
+
+    def include_name(name: str | None, type_: str, parents: Mapping[str, str | None]) -> bool:  # noqa: ARG001
+        if type_ == "schema":
+            return name == schema
+        return type_ != "table" or name in _our_tables()
+
+    return include_name
+
+
+def _our_tables() -> frozenset[str]:
+    return frozenset({*Base.metadata.tables, VERSION_TABLE})
+
+
+def _config(schema: str | None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(acp_store.migrations.__file__).parent).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["schema"] = schema
+    return config
+
+
+def _run(command: Callable[[Config, str], None], bind: Bind, revision: str, schema: str | None) -> None:
+    config = _config(schema)
+    if isinstance(bind, (str, URL)):
+        config.attributes["url"] = parse_url(bind)
+        with _errors(config.attributes["url"]):
+            command(config, revision)
+        return
+    with _connected(bind) as connection, _errors(connection.engine.url):
+        config.attributes["connection"] = connection
+        command(config, revision)
+        if isinstance(bind, Engine):
+            connection.commit()
+
+
+@contextmanager
+def _connected(bind: Bind) -> Iterator[Connection]:
+    if isinstance(bind, Connection):
+        yield bind
+        return
+    if isinstance(bind, Engine):
+        with _errors(bind.url), bind.connect() as connection:
+            yield connection
+        return
+    url = parse_url(bind)
+    engine = dialect_of(url).create_migration_engine(url, _TIMEOUT)
+    try:
+        with _errors(url), engine.connect() as connection:
+            yield connection
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def _errors(url: URL | None = None) -> Iterator[None]:
+    try:
+        yield
+    except AcpStoreError:
+        raise
+    except alembic.util.CommandError as error:
+        raise schema_error(None, str(error)) from error
+    except sqlalchemy.exc.NoSuchModuleError as error:
+        raise ConfigurationError(str(error)) from error
+    except sqlalchemy.exc.DBAPIError as error:
+        if url is None:
+            raise
+        raise dialect_of(url).translate(error) from error
+
+
+def _flat(changes: list[Any]) -> Iterator[tuple[Any, ...]]:
+    for change in changes:
+        if isinstance(change, list):
+            yield from change
+        else:
+            yield change
+
+
+def _sentence(change: tuple[Any, ...]) -> str:
+    what, *details = change
+    verb, _, noun = what.partition("_")
+    subject = details[-1]
+    if noun == "column":
+        name = f"{details[1]}.{subject.name}"
+    elif verb == "modify":
+        name = f"{details[1]}.{details[2]}"
+    else:
+        name = str(getattr(subject, "name", subject))
+    state = {"add": "is missing", "remove": "is not ours or of another version"}.get(verb, "differs from the model")
+    return f"{noun} {name} {state}"

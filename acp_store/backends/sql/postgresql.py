@@ -1,0 +1,324 @@
+"""Everything that is PostgreSQL's own: connections, errors, and writes of one round trip each."""
+
+from __future__ import annotations
+
+import select as io
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import datetime, timezone
+from typing import Any, ClassVar, Final
+
+import psycopg
+import sqlalchemy as sa
+from psycopg.pq import ConnStatus
+from sqlalchemy import URL, BigInteger, Connection, Engine, Text, bindparam, cast, event, func, insert, select
+from sqlalchemy.dialects.postgresql import insert as pg_insert
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError
+from sqlalchemy.pool import NullPool, PoolProxiedConnection
+
+from acp_store.backends.sql import statements
+from acp_store.backends.sql.dialect import Bind, DuplicateKeyError, EngineOptions, SQLDialect
+from acp_store.backends.sql.prepared import Row, Values
+from acp_store.errors import (
+    AcpStoreError,
+    BackendUnavailableError,
+    ConfigurationError,
+    OutcomeUnknownError,
+    PayloadError,
+    SchemaError,
+)
+from acp_store.models import EventHeadRow, EventRow, RunStatusRow, SessionMessageRow
+from acp_store.models.base import JSONText, Name
+
+__all__ = ["PostgreSQL"]
+
+_CLOCK: Final = func.clock_timestamp()
+_KEY_INDEX: Final = "uq_acp_events_run_id_key"
+_LOCK_POLL_SECONDS: Final = 0.05
+
+
+class PostgreSQL(SQLDialect):
+    """PostgreSQL 13 and later, through psycopg 3."""
+
+    name: ClassVar[str] = "postgresql"
+    begin: ClassVar[str] = "BEGIN"
+
+    def create_engine(self, url: URL, options: EngineOptions) -> Engine:
+        engine = sa.create_engine(
+            url,
+            pool_size=options.pool_size,
+            max_overflow=0,
+            pool_timeout=options.timeout,
+            pool_use_lifo=True,
+            pool_reset_on_return=None,
+            connect_args={"autocommit": True, "connect_timeout": _connect_timeout(url, options.timeout)},
+        )
+        event.listen(engine, "checkout", _refuse_dead_connection)
+        return engine
+
+    def create_migration_engine(self, url: URL, timeout: float) -> Engine:
+        return sa.create_engine(
+            url, poolclass=NullPool, connect_args={"connect_timeout": _connect_timeout(url, timeout)}
+        )
+
+    @contextmanager
+    def migration_lock(self, connection: Connection, schema: str | None) -> Iterator[None]:
+        key = zlib.crc32(f"acp_store migrations {schema or ''}".encode())
+        if connection.in_transaction():
+            connection.execute(select(func.pg_advisory_xact_lock(key)))
+            yield
+            return
+        # Asks instead of waiting: a waiting statement holds a snapshot, and CREATE INDEX CONCURRENTLY
+        # in the process that has the lock would wait for that snapshot to go.
+        while not connection.scalar(select(func.pg_try_advisory_lock(key))):
+            connection.rollback()
+            time.sleep(_LOCK_POLL_SECONDS)
+        connection.rollback()
+        try:
+            yield
+        finally:
+            connection.rollback()
+            connection.execute(select(func.pg_advisory_unlock(key)))
+            connection.rollback()
+
+    @contextmanager
+    def borrow(self, connection: PoolProxiedConnection) -> Iterator[Any]:
+        driver: Any = connection.driver_connection
+        foreign = not driver.autocommit
+        if foreign:
+            driver.autocommit = True
+        info = connection.info
+        cursor = info.get("acp_cursor")
+        if cursor is None or cursor.closed:
+            cursor = info["acp_cursor"] = driver.cursor()
+        yield cursor
+        if foreign and not driver.closed:
+            driver.autocommit = False
+
+    def transaction(self, engine: Engine) -> AbstractContextManager[None]:  # noqa: ARG002
+        return nullcontext()
+
+    def reading(self, engine: Engine) -> AbstractContextManager[None]:  # noqa: ARG002
+        return nullcontext()
+
+    def is_lost(self, connection: DBAPIConnection) -> bool:
+        driver: Any = connection
+        return bool(driver.closed)
+
+    def time_in(self, value: datetime | None) -> datetime | None:
+        return value
+
+    def time_out(self, value: datetime) -> datetime:
+        return value.astimezone(timezone.utc)
+
+    def translate(self, error: Exception, *, committing: bool = False) -> AcpStoreError:
+        driver = error.orig if isinstance(error, DBAPIError) else error
+        text = str(driver).strip().split("\n", 1)[0]
+        if not isinstance(driver, psycopg.Error):
+            return BackendUnavailableError(f"PostgreSQL: {text}")
+        state = driver.sqlstate or ""
+        if state == "23505" and driver.diag.constraint_name == _KEY_INDEX:
+            return DuplicateKeyError(text)
+        if state in {"42P01", "42703", "3F000"}:
+            return SchemaError(f"PostgreSQL: {text}; run: acp-store db upgrade (or: alembic upgrade head)")
+        if state in {"25006", "42501", "28000", "28P01", "3D000"}:
+            return ConfigurationError(f"PostgreSQL: {text}")
+        if state[:2] in {"22", "54"}:
+            return PayloadError(f"PostgreSQL cannot store this value: {text}")
+        if committing and (not state or state[:2] in {"08", "57"}) and state != "57014":
+            return OutcomeUnknownError(
+                f"PostgreSQL: {text}; the write may or may not be committed: repeat it only with a key or expected_version"
+            )
+        return BackendUnavailableError(f"PostgreSQL: {text}")
+
+    def save_run(self, bind: Bind, values: Values, *, expected: int | None, force: bool) -> Row | None:
+        rows = bind.write(bind.prepare(_save_run, statements.save_variant(expected), force), values)
+        return rows[0] if rows else None
+
+    def save_session(
+        self, bind: Bind, values: Values, messages: Sequence[str], *, expected: int | None
+    ) -> Row | None:
+        with bind.unit() as unit:
+            rows = unit.write(unit.prepare(_save_session_head, statements.save_variant(expected)), values)
+            if rows:
+                session_id = values["session_session_id"]
+                unit.write(
+                    unit.prepare(statements.cut_session_messages),
+                    {"session_id": session_id, "position": len(messages)},
+                )
+                if messages:
+                    unit.write(
+                        unit.prepare(_save_changed_messages),
+                        {"session_id": session_id, "messages": "[" + ",".join(messages) + "]"},
+                    )
+        return rows[0] if rows else None
+
+    def append_messages(self, bind: Bind, values: Values, messages: Sequence[str], *, state: bool) -> Row:
+        statement = bind.prepare(_append_messages, state)
+        return bind.write(statement, {**values, "messages": "[" + ",".join(messages) + "]"})[0]
+
+    def append_event(self, bind: Bind, run_id: str, event_type: str, payload: str, key: str | None) -> Row:
+        values = {"run_id": run_id, "count": 1, "event_type": event_type, "payload": payload, "key": key}
+        return bind.write(bind.prepare(_append_event), values)[0]
+
+    def append_events(self, bind: Bind, run_id: str, events: Sequence[tuple[str, str]]) -> Row:
+        payloads = "[" + ",".join([payload for _, payload in events]) + "]"
+        rows = bind.write(
+            bind.prepare(_append_events), {"run_id": run_id, "count": len(events), "payloads": payloads}
+        )
+        return min(rows)
+
+
+def _connect_timeout(url: URL, timeout: float) -> int:
+    # libpq counts in whole seconds and takes 0 for "wait for ever".
+    return int(url.query.get("connect_timeout", max(1, round(timeout))))  # type: ignore[arg-type]
+
+
+def _refuse_dead_connection(dbapi: Any, record: Any, _proxy: Any) -> None:
+    """Have the pool replace connections that died while idle.
+
+    A ping would cost a round trip for each call. A server that goes away says so on the socket, and
+    an idle connection has nothing else to read.
+    """
+    poller = record.info.get("acp_poller")
+    if poller is None:
+        poller = record.info["acp_poller"] = io.poll()
+        poller.register(dbapi.pgconn.socket, io.POLLIN | io.POLLHUP | io.POLLERR)
+    if dbapi.pgconn.status != ConnStatus.OK or poller.poll(0):
+        raise InvalidatePoolError("the server closed an idle connection")
+
+
+def _save_run(variant: str, force: bool) -> sa.Select[Any]:
+    saved = {
+        "insert": lambda: statements.insert_run(pg_insert, _CLOCK),
+        "upsert": lambda: statements.upsert_run(pg_insert, _CLOCK, force=force),
+        "update": lambda: statements.update_run(_CLOCK, force=force),
+    }[variant]().cte("saved")
+    run_id, status = (bindparam(name, type_=Name()) for name in ("run_run_id", "run_status"))
+    history = (
+        insert(RunStatusRow)
+        .from_select(
+            ["run_id", "version", "from_status", "to_status", "changed_at"],
+            select(
+                cast(run_id, Name()),
+                saved.c.version,
+                saved.c.previous_status,
+                cast(status, Name()),
+                saved.c.updated_at,
+            ).where(saved.c.previous_status.is_distinct_from(status)),
+        )
+        .cte("history")
+    )
+    return select(saved.c.version, saved.c.updated_at).add_cte(history)
+
+
+def _save_session_head(variant: str) -> Any:
+    return {
+        "insert": lambda: statements.insert_session(pg_insert, _CLOCK),
+        "upsert": lambda: statements.upsert_session(pg_insert, _CLOCK),
+        "update": lambda: statements.update_session(_CLOCK),
+    }[variant]()
+
+
+def _elements(parameter: str) -> Any:
+    """Return a table of a JSON array's elements: each as it was written, and its place from 1."""
+    return (
+        func.json_array_elements(bindparam(parameter, type_=JSONText()))
+        .table_valued("value", with_ordinality="ord", name="given", joins_implicitly=True)
+        .render_derived()
+    )
+
+
+def _save_changed_messages() -> Any:
+    given = _elements("messages")
+    position = cast(given.c.ord, BigInteger) - 1
+    session_id = bindparam("session_id", type_=Name())
+    stored = SessionMessageRow.__table__
+    unchanged = (
+        select(stored.c.position)
+        .where(
+            stored.c.session_id == session_id,
+            stored.c.position == position,
+            cast(stored.c.payload, Text) == cast(given.c.value, Text),
+        )
+        .exists()
+    )
+    statement = pg_insert(SessionMessageRow).from_select(
+        ["session_id", "position", "payload", "recorded_at"],
+        select(cast(session_id, Name()), position, given.c.value, _CLOCK).where(~unchanged),
+    )
+    new = statement.excluded
+    return statement.on_conflict_do_update(
+        index_elements=["session_id", "position"], set_={"payload": new.payload, "recorded_at": new.recorded_at}
+    )
+
+
+def _append_messages(state: bool) -> sa.Select[Any]:
+    head = statements.extend_session(pg_insert, _CLOCK, state=state).cte("head")
+    given = _elements("messages")
+    count = bindparam("session_message_count", type_=BigInteger)
+    appended = (
+        insert(SessionMessageRow)
+        .from_select(
+            ["session_id", "position", "payload", "recorded_at"],
+            select(
+                head.c.session_id,
+                head.c.message_count - count + cast(given.c.ord, BigInteger) - 1,
+                given.c.value,
+                head.c.updated_at,
+            ),
+        )
+        .cte("appended")
+    )
+    return select(head).add_cte(appended)
+
+
+def _head() -> Any:
+    return (
+        statements.advance_head(pg_insert)
+        .returning(EventHeadRow.run_id, EventHeadRow.last_seq, _CLOCK.label("recorded_at"))
+        .cte("head")
+    )
+
+
+def _append_event() -> Any:
+    head = _head()
+    return (
+        insert(EventRow)
+        .from_select(
+            ["run_id", "seq", "event_type", "key", "payload", "recorded_at"],
+            select(
+                head.c.run_id,
+                head.c.last_seq,
+                cast(bindparam("event_type", type_=Name()), Name()),
+                cast(bindparam("key", type_=Name()), Name()),
+                cast(bindparam("payload", type_=JSONText()), JSONText()),
+                head.c.recorded_at,
+            ),
+        )
+        .returning(EventRow.seq, EventRow.recorded_at)
+    )
+
+
+def _append_events() -> Any:
+    head = _head()
+    given = _elements("payloads")
+    # A type has no U+0000, so all that storing does to it is to double U+2400 (acp_store.codec).
+    event_type = func.replace(given.c.value.op("->>")("type"), "\u2400\u2400", "\u2400")
+    return (
+        insert(EventRow)
+        .from_select(
+            ["run_id", "seq", "event_type", "payload", "recorded_at"],
+            select(
+                head.c.run_id,
+                head.c.last_seq - bindparam("count", type_=BigInteger) + cast(given.c.ord, BigInteger),
+                event_type,
+                given.c.value,
+                head.c.recorded_at,
+            ),
+        )
+        .returning(EventRow.seq, EventRow.recorded_at)
+    )

@@ -1,0 +1,72 @@
+"""Statements compiled once: from a SQLAlchemy construct to the text and the parameters a driver takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from sqlalchemy import Executable
+from sqlalchemy.engine.interfaces import Dialect
+from sqlalchemy.sql.compiler import SQLCompiler
+
+__all__ = ["Parameters", "Prepared", "Preparer", "Row", "Values"]
+
+Row: TypeAlias = tuple[Any, ...]
+Values: TypeAlias = Mapping[str, Any]
+Parameters: TypeAlias = Sequence[Any] | Mapping[str, Any]
+
+
+class Prepared:
+    """One statement as the driver takes it.
+
+    Attributes:
+        sql: The text, with the driver's placeholders.
+    """
+
+    __slots__ = ("_constants", "_names", "_positional", "sql")
+
+    def __init__(self, compiled: SQLCompiler) -> None:
+        self.sql = compiled.string
+        self._positional = compiled.positional
+        self._names = tuple(compiled.positiontup or () if compiled.positional else compiled.binds)
+        self._constants = {
+            name: bind.value for name, bind in compiled.binds.items() if not bind.required and bind.value is not None
+        }
+
+    def parameters(self, values: Values) -> Parameters:
+        """Return the driver's parameters for these values; every name must be in `values`."""
+        if self._constants:
+            values = {**self._constants, **values}
+        if self._positional:
+            return [values[name] for name in self._names]
+        return {name: values[name] for name in self._names}
+
+
+class Preparer:
+    """Compiles statements for one dialect and one schema, each once.
+
+    Args:
+        dialect: The dialect to compile for.
+        schema: The PostgreSQL schema the tables are in; None leaves the names bare.
+    """
+
+    def __init__(self, dialect: Dialect, schema: str | None) -> None:
+        self._dialect = dialect
+        self._schema = schema
+        self._prepared: dict[Any, Prepared] = {}
+
+    def __call__(self, build: Callable[..., Executable], *args: Any) -> Prepared:
+        """Return the statement that ``build(*args)`` returns, compiled; the arguments select a variant."""
+        key = (build, args)
+        found = self._prepared.get(key)
+        if found is None:
+            found = self._prepared[key] = self._compile(build(*args))
+        return found
+
+    def _compile(self, statement: Executable) -> Prepared:
+        compiled = statement.compile(  # type: ignore[attr-defined]  # every Executable is a ClauseElement
+            dialect=self._dialect,
+            schema_translate_map={None: self._schema} if self._schema else None,
+            render_schema_translate=self._schema is not None,
+        )
+        return Prepared(compiled)

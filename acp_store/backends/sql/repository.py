@@ -1,0 +1,298 @@
+"""`SQLRepository`: the contract over PostgreSQL and SQLite. One public method is one unit of work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine
+from sqlalchemy.orm import Session as ORMSession
+
+from acp_store.backends.sql import statements
+from acp_store.backends.sql.connections import HostBind, PoolBind
+from acp_store.backends.sql.dialect import Bind, DuplicateKeyError, EngineOptions, SQLDialect
+from acp_store.backends.sql.engine import create_engine, dialect_of, prepare_memory, upgrade_schema
+from acp_store.backends.sql.mapping import (
+    message_text,
+    run_from_row,
+    session_from_row,
+    values_of_run,
+    values_of_session,
+)
+from acp_store.backends.sql.revision import require_current
+from acp_store.checks import check_count, check_name, check_time, cursor_of, parse_cursor
+from acp_store.codec import decode_events, decode_value, encode
+from acp_store.errors import AcpStoreError, ConflictError
+from acp_store.models import (
+    EventHeadRow,
+    EventRow,
+    RunRow,
+    RunStatusRow,
+    SessionMessageRow,
+    SessionRow,
+)
+from acp_store.records import Event, Message, Run, RunPage, Session, StoreStats, as_event, as_record
+from acp_store.repository import (
+    UNSET,
+    Capability,
+    EventLike,
+    MessageLike,
+    Repository,
+    RunLike,
+    SessionLike,
+    Unset,
+)
+
+__all__ = ["SQLRepository"]
+
+
+class SQLRepository(Repository):
+    """Runs, sessions and events in the tables of `acp_store.models`.
+
+    Args:
+        bind: A database URL, or an existing Engine, or a Connection or orm Session, in whose
+            transaction the repository then works: it never commits, rolls back or closes that.
+        schema: The PostgreSQL schema that holds the tables; None leaves it to the database.
+        timeout: With a URL: longest wait for a connection from the pool, for connecting, and on
+            SQLite for the write lock; seconds.
+        pool_size: With a URL: most connections open at once.
+
+    Nothing is connected to before the first call. The schema must be there (`acp_store.migrate`),
+    but for SQLite in memory, where it is created.
+
+    Raises:
+        ConfigurationError: The URL cannot be used.
+    """
+
+    def __init__(
+        self,
+        bind: str | URL | Engine | Connection | ORMSession,
+        *,
+        schema: str | None = None,
+        timeout: float = 30.0,
+        pool_size: int = 10,
+    ) -> None:
+        self._owned: Engine | None = None
+        self._schema = schema
+        if isinstance(bind, (str, URL)):
+            bind = self._owned = create_engine(bind, EngineOptions(timeout, pool_size))
+            prepare_memory(bind)
+        self._dialect: SQLDialect = dialect_of(bind)
+        self._bind: Bind = (
+            PoolBind(bind, self._dialect, schema)
+            if isinstance(bind, Engine)
+            else HostBind(bind, self._dialect, schema)
+        )
+
+    def require_schema(self, *, upgrade: bool = False) -> None:
+        """Check that the tables of a repository made from a URL are there, or bring them there.
+
+        Raises:
+            SchemaError: They are absent, older or newer than this version needs.
+        """
+        if self._owned is not None:
+            if upgrade:
+                upgrade_schema(self._owned, self._schema)
+            require_current(self._owned, self._schema)
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """All of them."""
+        return frozenset(Capability)
+
+    def get_run(self, run_id: str) -> Run | None:
+        values = {"run_id": check_name("run id", run_id)}
+        rows = self._bind.read(self._bind.prepare(statements.get_run), values)
+        return run_from_row(rows[0], self._dialect) if rows else None
+
+    def save_run(self, run: RunLike, *, expected_version: int | None = None, force: bool = False) -> Run:
+        run = as_record(Run, run)
+        values = values_of_run(run, self._dialect)
+        expected = None if expected_version is None else check_count("expected_version", expected_version)
+        if expected:
+            values["expected"] = expected
+        saved = self._dialect.save_run(self._bind, values, expected=expected, force=force)
+        if saved is None:
+            raise self._run_conflict(run, expected)
+        copy = run.model_copy()
+        copy.__dict__.update(version=saved[0], updated_at=self._dialect.time_out(saved[1]))
+        return copy
+
+    def delete_run(self, run_id: str) -> bool:
+        values = {"run_id": check_name("run id", run_id)}
+        with self._bind.unit() as unit:
+            # The head's lock first: an append that is under way ends before its events are looked for.
+            had_events = unit.write(unit.prepare(statements.delete_head), values)
+            unit.write(unit.prepare(statements.delete_events), values)
+            was_there = unit.write(unit.prepare(statements.delete_run), values)
+        return bool(had_events or was_there)
+
+    def list_runs(
+        self,
+        *,
+        agent_name: str | None = None,
+        session_id: str | None = None,
+        status: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        limit: int = 10,
+        offset: int = 0,
+        cursor: str | None = None,
+        total: bool = True,
+    ) -> RunPage:
+        names = {"agent_name": agent_name, "session_id": session_id, "status": status}
+        times = {"created_after": created_after, "created_before": created_before}
+        values: dict[str, Any] = {name: check_name(name, str(value)) for name, value in names.items() if value is not None}
+        values |= {
+            name: self._dialect.time_in(check_time(name, value)) for name, value in times.items() if value is not None
+        }
+        filters = frozenset(values)
+        values |= {"limit": check_count("limit", limit), "offset": check_count("offset", offset)}
+        values["limit_and_offset"] = limit + offset
+        if cursor is not None:
+            created_at, run_id = parse_cursor(cursor)
+            values |= {"cursor_created_at": self._dialect.time_in(created_at), "cursor_run_id": run_id}
+        prepare = self._bind.prepare
+        rows = self._bind.read(prepare(statements.list_runs, filters, cursor is not None, total), values)
+        runs = [run_from_row(row[2:], self._dialect) for row in rows]
+        if rows:
+            count, following = rows[0][:2]
+            next_cursor = cursor_of(runs[-1].created_at, runs[-1].run_id) if following else None
+            return RunPage(runs, count, next_cursor)
+        count = self._bind.read(prepare(statements.count_runs, filters), values)[0][0] if total else None
+        return RunPage([], count)
+
+    def get_session(self, session_id: str) -> Session | None:
+        values = {"session_id": check_name("session id", session_id)}
+        rows = self._bind.read(self._bind.prepare(statements.get_session), values)
+        return session_from_row(rows[0], self._dialect) if rows else None
+
+    def save_session(self, session: SessionLike, *, expected_version: int | None = None) -> Session:
+        session = as_record(Session, session)
+        values = values_of_session(session)
+        messages = [message_text(session.id, item) for item in session.history]
+        expected = None if expected_version is None else check_count("expected_version", expected_version)
+        if expected:
+            values["expected"] = expected
+        head = self._dialect.save_session(self._bind, values, messages, expected=expected)
+        if head is None:
+            rows = self._bind.read(self._bind.prepare(statements.session_version), {"session_id": session.id})
+            raise _version_conflict("session", session.id, expected, rows[0][0] if rows else 0)
+        copy = session.model_copy()
+        copy.__dict__.update(version=head[6], updated_at=self._dialect.time_out(head[5]))
+        return copy
+
+    def delete_session(self, session_id: str) -> bool:
+        values = {"session_id": check_name("session id", session_id)}
+        return bool(self._bind.write(self._bind.prepare(statements.delete_session), values))
+
+    def append_messages(
+        self, session_id: str, messages: Sequence[MessageLike], *, state: Any | Unset = UNSET
+    ) -> Session:
+        given = [item if isinstance(item, str) else as_record(Message, item) for item in messages]
+        head = Session(id=session_id) if state is UNSET else Session(id=session_id, state=state)
+        values = values_of_session(head) | {"session_message_count": len(given)}
+        texts = [message_text(session_id, item) for item in given]
+        row = self._dialect.append_messages(self._bind, values, texts, state=state is not UNSET)
+        stored_id, _, stored_state, extra, wire_fields, updated_at, version = row
+        return session_from_row((stored_id, None, stored_state, extra, wire_fields, updated_at, version), self._dialect)
+
+    def add_event(self, run_id: str, event: EventLike, *, key: str | None = None) -> Event:
+        check_name("run id", run_id)
+        event = as_event(event)
+        event_type = check_name("event type", event.type)
+        payload = encode(f"event of run {run_id!r}", event)
+        if key is None:
+            row = self._dialect.append_event(self._bind, run_id, event_type, payload, None)
+        else:
+            row = self._append_once(run_id, event_type, payload, check_name("key", key))
+        return event.stamped(row[0], self._dialect.time_out(row[1]))
+
+    def add_events(self, run_id: str, events: Sequence[EventLike]) -> list[Event]:
+        check_name("run id", run_id)
+        given = [as_event(event) for event in events]
+        if not given:
+            return []
+        what = f"event of run {run_id!r}"
+        rows = [(check_name("event type", event.type), encode(what, event)) for event in given]
+        first, recorded_at = self._dialect.append_events(self._bind, run_id, rows)
+        time = self._dialect.time_out(recorded_at)
+        return [event.stamped(seq, time) for seq, event in enumerate(given, first)]
+
+    def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
+        values = {
+            "run_id": check_name("run id", run_id),
+            "limit": check_count("limit", limit),
+            "offset": check_count("offset", offset),
+        }
+        rows = self._bind.read(self._bind.prepare(statements.get_events), values)
+        time_out = self._dialect.time_out
+        return decode_events([(seq, time_out(recorded_at), payload) for seq, recorded_at, payload in rows])
+
+    @contextmanager
+    def transaction(self) -> Iterator[Repository]:
+        with self._bind.unit() as unit:
+            inner = object.__new__(SQLRepository)
+            inner._owned, inner._schema, inner._dialect, inner._bind = None, self._schema, self._dialect, unit
+            yield inner
+
+    def stats(self) -> StoreStats:
+        with self._bind.unit() as unit:
+            by_status = dict(unit.read(unit.prepare(statements.count_by_status), {}))
+            sessions, events, messages = (
+                unit.read(unit.prepare(statements.count_rows, table), {})[0][0]
+                for table in (SessionRow, EventRow, SessionMessageRow)
+            )
+        return StoreStats(sum(by_status.values()), sessions, events, messages, by_status)
+
+    def clear(self) -> None:
+        with self._bind.unit() as unit:
+            for table in (EventHeadRow, EventRow, RunStatusRow, RunRow, SessionMessageRow, SessionRow):
+                unit.write(unit.prepare(statements.delete_all, table), {})
+
+    def ping(self) -> bool:
+        try:
+            return bool(self._bind.read(self._bind.prepare(statements.ping), {}))
+        except AcpStoreError:
+            return False
+
+    def close(self) -> None:
+        if self._owned is not None:
+            self._owned.dispose()
+
+    def _append_once(self, run_id: str, event_type: str, payload: str, key: str) -> Any:
+        try:
+            # A unit, so that inside a transaction a key that was used undoes this append alone.
+            with self._bind.unit() as unit:
+                return self._dialect.append_event(unit, run_id, event_type, payload, key)
+        except DuplicateKeyError as error:
+            values = {"run_id": run_id, "key": key}
+            rows = self._bind.read(self._bind.prepare(statements.event_by_key), values)
+            if not rows:
+                return self._append_once(run_id, event_type, payload, key)
+            seq, recorded_at, first = rows[0]
+            if first != payload and decode_value(first) != decode_value(payload):
+                raise ConflictError(f"key {key!r} of run {run_id!r} was used for another event, seq {seq}") from error
+            return seq, recorded_at
+
+    def _run_conflict(self, run: Run, expected: int | None) -> ConflictError:
+        rows = self._bind.read(self._bind.prepare(statements.run_version), {"run_id": run.run_id})
+        version, status = rows[0] if rows else (0, None)
+        if expected is not None and expected != version:
+            return _version_conflict("run", run.run_id, expected, version)
+        return ConflictError(
+            f"run {run.run_id!r} is {status}, which is final: it cannot become {run.status} without force=True",
+            expected=expected,
+            actual=version,
+        )
+
+
+def _version_conflict(noun: str, id_: str, expected: int | None, actual: int) -> ConflictError:
+    stored = f"version {actual} is stored" if actual else "none is stored"
+    return ConflictError(
+        f"{noun} {id_!r}: expected version {expected}, {stored}: read it again and repeat",
+        expected=expected,
+        actual=actual,
+    )

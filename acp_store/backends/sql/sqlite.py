@@ -1,0 +1,345 @@
+"""Everything that is SQLite's own: pragmas, write locks, errors, and writes as short transactions."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import datetime, timezone
+from typing import Any, ClassVar, Final
+from weakref import WeakKeyDictionary
+
+import sqlalchemy as sa
+from sqlalchemy import URL, BigInteger, Connection, Engine, bindparam, event, insert, select
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool, Pool, PoolProxiedConnection, QueuePool, StaticPool
+
+from acp_store.backends.sql import statements
+from acp_store.backends.sql.dialect import Bind, DuplicateKeyError, EngineOptions, SQLDialect
+from acp_store.backends.sql.prepared import Row, Values
+from acp_store.errors import (
+    AcpStoreError,
+    BackendUnavailableError,
+    ConfigurationError,
+    PayloadError,
+    SchemaError,
+)
+from acp_store.models import EventHeadRow, EventRow, RunStatusRow, SessionMessageRow
+from acp_store.models.base import JSONText, Name, UTCDateTime
+from acp_store.records import utc_now
+
+__all__ = ["SQLite"]
+
+_CLOCK: Final = bindparam("now", type_=UTCDateTime())
+_SYNCHRONOUS: Final = ("OFF", "NORMAL", "FULL", "EXTRA")
+_WAL_RETRY_SECONDS: Final = 0.02
+
+
+class SQLite(SQLDialect):
+    """SQLite 3.35 and later (for RETURNING), in a file or in memory, through the standard library's driver."""
+
+    name: ClassVar[str] = "sqlite"
+    # Takes the write lock at once: SQLite fails a transaction that read first and wants it later,
+    # whatever the busy timeout (https://www.sqlite.org/lang_transaction.html, section 2.1).
+    begin: ClassVar[str] = "BEGIN IMMEDIATE"
+
+    def __init__(self) -> None:
+        self._locks: WeakKeyDictionary[Pool, _ThreadLock] = WeakKeyDictionary()
+
+    def create_engine(self, url: URL, options: EngineOptions) -> Engine:
+        url, synchronous = _take_synchronous(url)
+        memory = _is_memory(url)
+        pool: dict[str, Any] = (
+            {"poolclass": StaticPool}
+            if memory
+            else {
+                "poolclass": QueuePool,
+                "pool_size": options.pool_size,
+                "max_overflow": 0,
+                "pool_timeout": options.timeout,
+                "pool_use_lifo": True,
+            }
+        )
+        engine = sa.create_engine(url, pool_reset_on_return=None, connect_args=_connect_args(options.timeout), **pool)
+        event.listen(engine, "connect", _Pragmas(synchronous, options.timeout, memory=memory))
+        self._locks[engine.pool] = _ThreadLock(options.timeout)
+        return engine
+
+    def create_migration_engine(self, url: URL, timeout: float) -> Engine:
+        url, synchronous = _take_synchronous(url)
+        engine = sa.create_engine(url, poolclass=NullPool, connect_args=_connect_args(timeout))
+        event.listen(engine, "connect", _Pragmas(synchronous, timeout, memory=_is_memory(url)))
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(self.begin))
+        return engine
+
+    def migration_lock(self, connection: Connection, schema: str | None) -> AbstractContextManager[None]:  # noqa: ARG002
+        return nullcontext()  # BEGIN IMMEDIATE is the lock
+
+    @contextmanager
+    def borrow(self, connection: PoolProxiedConnection) -> Iterator[Any]:
+        driver: Any = connection.driver_connection
+        level = driver.isolation_level
+        if level is not None:
+            driver.isolation_level = None
+        cursor = driver.cursor()
+        yield cursor
+        cursor.close()
+        if level is not None:
+            driver.isolation_level = level
+
+    def transaction(self, engine: Engine) -> AbstractContextManager[None]:
+        lock = self._locks.get(engine.pool)
+        return nullcontext() if lock is None else lock.hold()
+
+    def reading(self, engine: Engine) -> AbstractContextManager[None]:
+        return self.transaction(engine) if isinstance(engine.pool, StaticPool) else nullcontext()
+
+    def is_lost(self, connection: DBAPIConnection) -> bool:  # noqa: ARG002
+        return False
+
+    def time_in(self, value: datetime | None) -> str | None:
+        return None if value is None else f"{value.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S.%f}".rjust(26, "0")
+
+    def time_out(self, value: str) -> datetime:
+        return datetime.fromisoformat(value).replace(tzinfo=timezone.utc)
+
+    def translate(self, error: Exception, *, committing: bool = False) -> AcpStoreError:  # noqa: ARG002
+        driver = error.orig if isinstance(error, DBAPIError) else error
+        text = str(driver)
+        if isinstance(driver, sqlite3.IntegrityError) and text.endswith("acp_events.run_id, acp_events.key"):
+            return DuplicateKeyError(text)
+        if text.startswith(("no such table", "no such column")) or "has no column named" in text:
+            return SchemaError(f"SQLite: {text}; run: acp-store db upgrade (or: alembic upgrade head)")
+        if "readonly" in text:
+            return ConfigurationError(f"SQLite: {text}: make the file and its directory writable")
+        if text.startswith(("unable to open", "file is not a database")):
+            return ConfigurationError(f"SQLite: {text}: check the path in the URL")
+        if isinstance(driver, (sqlite3.DataError, OverflowError, UnicodeEncodeError)):
+            return PayloadError(f"SQLite cannot store this value: {text}")
+        return BackendUnavailableError(f"SQLite: {text}")
+
+    def save_run(self, bind: Bind, values: Values, *, expected: int | None, force: bool) -> Row | None:
+        with bind.unit() as unit:
+            now = self.time_in(utc_now())
+            variant = statements.save_variant(expected)
+            rows = unit.write(unit.prepare(_save_run, variant, force), {**values, "now": now})
+            if not rows:
+                return None
+            version, updated_at, previous = rows[0]
+            if previous != values["run_status"]:
+                unit.write(
+                    unit.prepare(_add_history),
+                    {
+                        "run_id": values["run_run_id"],
+                        "version": version,
+                        "from_status": previous,
+                        "to_status": values["run_status"],
+                        "now": now,
+                    },
+                )
+            return version, updated_at
+
+    def save_session(
+        self, bind: Bind, values: Values, messages: Sequence[str], *, expected: int | None
+    ) -> Row | None:
+        session_id = values["session_session_id"]
+        with bind.unit() as unit:
+            now = self.time_in(utc_now())
+            variant = statements.save_variant(expected)
+            rows = unit.write(unit.prepare(_save_session_head, variant), {**values, "now": now})
+            if not rows:
+                return None
+            stored = dict(unit.read(unit.prepare(_session_messages), {"session_id": session_id}))
+            if len(stored) > len(messages):
+                unit.write(
+                    unit.prepare(statements.cut_session_messages),
+                    {"session_id": session_id, "position": len(messages)},
+                )
+            unit.write_many(
+                unit.prepare(_put_message),
+                [
+                    {"session_id": session_id, "position": position, "payload": payload, "now": now}
+                    for position, payload in enumerate(messages)
+                    if stored.get(position) != payload
+                ],
+            )
+            return rows[0]
+
+    def append_messages(self, bind: Bind, values: Values, messages: Sequence[str], *, state: bool) -> Row:
+        with bind.unit() as unit:
+            now = self.time_in(utc_now())
+            head = unit.write(unit.prepare(_extend_session, state), {**values, "now": now})[0]
+            session_id, count = head[0], head[1]
+            unit.write_many(
+                unit.prepare(_put_message),
+                [
+                    {"session_id": session_id, "position": position, "payload": payload, "now": now}
+                    for position, payload in enumerate(messages, count - len(messages))
+                ],
+            )
+            return head
+
+    def append_event(self, bind: Bind, run_id: str, event_type: str, payload: str, key: str | None) -> Row:
+        with bind.unit() as unit:
+            now = self.time_in(utc_now())
+            ((seq,),) = unit.write(unit.prepare(_advance_head), {"run_id": run_id, "count": 1})
+            unit.write(
+                unit.prepare(_put_event),
+                {"run_id": run_id, "seq": seq, "event_type": event_type, "key": key, "payload": payload, "now": now},
+            )
+            return seq, now
+
+    def append_events(self, bind: Bind, run_id: str, events: Sequence[tuple[str, str]]) -> Row:
+        with bind.unit() as unit:
+            now = self.time_in(utc_now())
+            ((last,),) = unit.write(unit.prepare(_advance_head), {"run_id": run_id, "count": len(events)})
+            first = last - len(events) + 1
+            unit.write_many(
+                unit.prepare(_put_event),
+                [
+                    {"run_id": run_id, "seq": seq, "event_type": kind, "key": None, "payload": payload, "now": now}
+                    for seq, (kind, payload) in enumerate(events, first)
+                ],
+            )
+            return first, now
+
+
+class _ThreadLock:
+    """One writer of this process at a time: threads wait in line here, not by polling the file's lock."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self._owner: int | None = None
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        me = threading.get_ident()
+        if self._owner == me:
+            raise ConfigurationError(
+                "this thread has a transaction open on the same SQLite database: "
+                "use the repository that transaction() gave"
+            )
+        if not self._lock.acquire(timeout=self._timeout):
+            raise BackendUnavailableError(f"SQLite: another thread kept the database for {self._timeout:g} s")
+        self._owner = me
+        try:
+            yield
+        finally:
+            self._owner = None
+            self._lock.release()
+
+
+class _Pragmas:
+    """Sets up each new connection."""
+
+    def __init__(self, synchronous: str, timeout: float, *, memory: bool) -> None:
+        self._synchronous = synchronous
+        self._timeout = timeout
+        self._memory = memory
+
+    def __call__(self, connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.execute(f"PRAGMA synchronous={self._synchronous}")
+        if not self._memory:
+            self._use_wal(cursor)
+        cursor.close()
+
+    def _use_wal(self, cursor: sqlite3.Cursor) -> None:
+        # Readers and the writer do not wait for each other in WAL mode. The switch needs the file for
+        # itself and does not wait for that by the busy timeout.
+        end = time.monotonic() + self._timeout
+        while cursor.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            try:
+                cursor.execute("PRAGMA journal_mode=WAL").fetchone()
+                return
+            except sqlite3.OperationalError as error:
+                if "readonly" in str(error):
+                    return
+                if "locked" not in str(error) or time.monotonic() > end:
+                    raise
+                time.sleep(_WAL_RETRY_SECONDS)
+
+
+def _connect_args(timeout: float) -> dict[str, Any]:
+    return {"timeout": timeout, "check_same_thread": False, "isolation_level": None}
+
+
+def _is_memory(url: URL) -> bool:
+    return url.database in {None, "", ":memory:"} or url.query.get("mode") == "memory"
+
+
+def _take_synchronous(url: URL) -> tuple[URL, str]:
+    given = str(url.query.get("synchronous", "FULL")).upper()
+    if given not in _SYNCHRONOUS:
+        raise ConfigurationError(f"synchronous={given} in the URL: one of {', '.join(_SYNCHRONOUS)} is wanted")
+    return url.difference_update_query(["synchronous"]), given
+
+
+def _save_run(variant: str, force: bool) -> Any:
+    return {
+        "insert": lambda: statements.insert_run(sqlite_insert, _CLOCK),
+        "upsert": lambda: statements.upsert_run(sqlite_insert, _CLOCK, force=force),
+        "update": lambda: statements.update_run(_CLOCK, force=force),
+    }[variant]()
+
+
+def _add_history() -> Any:
+    return insert(RunStatusRow).values(
+        run_id=bindparam("run_id", type_=Name()),
+        version=bindparam("version", type_=BigInteger),
+        from_status=bindparam("from_status", type_=Name()),
+        to_status=bindparam("to_status", type_=Name()),
+        changed_at=_CLOCK,
+    )
+
+
+def _save_session_head(variant: str) -> Any:
+    return {
+        "insert": lambda: statements.insert_session(sqlite_insert, _CLOCK),
+        "upsert": lambda: statements.upsert_session(sqlite_insert, _CLOCK),
+        "update": lambda: statements.update_session(_CLOCK),
+    }[variant]()
+
+
+def _extend_session(state: bool) -> Any:
+    return statements.extend_session(sqlite_insert, _CLOCK, state=state)
+
+
+def _session_messages() -> Any:
+    return select(SessionMessageRow.position, SessionMessageRow.payload).where(
+        SessionMessageRow.session_id == bindparam("session_id", type_=Name())
+    )
+
+
+def _put_message() -> Any:
+    statement = sqlite_insert(SessionMessageRow).values(
+        session_id=bindparam("session_id", type_=Name()),
+        position=bindparam("position", type_=BigInteger),
+        payload=bindparam("payload", type_=JSONText()),
+        recorded_at=_CLOCK,
+    )
+    new = statement.excluded
+    return statement.on_conflict_do_update(
+        index_elements=["session_id", "position"], set_={"payload": new.payload, "recorded_at": new.recorded_at}
+    )
+
+
+def _advance_head() -> Any:
+    return statements.advance_head(sqlite_insert).returning(EventHeadRow.last_seq)
+
+
+def _put_event() -> Any:
+    return insert(EventRow).values(
+        run_id=bindparam("run_id", type_=Name()),
+        seq=bindparam("seq", type_=BigInteger),
+        event_type=bindparam("event_type", type_=Name()),
+        key=bindparam("key", type_=Name()),
+        payload=bindparam("payload", type_=JSONText()),
+        recorded_at=_CLOCK,
+    )

@@ -1,0 +1,352 @@
+"""The statements both databases share, each a function that returns a SQLAlchemy construct.
+
+What a database needs said in its own way (appends, saves) stands in `postgresql` and `sqlite`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    BindParameter,
+    ColumnElement,
+    Delete,
+    Select,
+    Text,
+    Update,
+    and_,
+    bindparam,
+    cast,
+    delete,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from acp_store.models import EventHeadRow, EventRow, RunRow, SessionMessageRow, SessionRow
+from acp_store.models.base import Base, Name, UTCDateTime
+from acp_store.records import TERMINAL_STATUSES
+
+# In the order of `mapping.run_from_row`.
+_RUN_COLUMNS: Final = (
+    RunRow.run_id,
+    RunRow.agent_name,
+    RunRow.session_id,
+    RunRow.status,
+    RunRow.await_request,
+    RunRow.output,
+    RunRow.error,
+    RunRow.created_at,
+    RunRow.finished_at,
+    RunRow.input,
+    RunRow.mode,
+    RunRow.metadata_,
+    RunRow.extra,
+    RunRow.wire_fields,
+    RunRow.updated_at,
+    RunRow.version,
+)
+
+
+def _name(name: str) -> BindParameter[Any]:
+    return bindparam(name, type_=Name())
+
+
+def get_run() -> Select[Any]:
+    """Read one run."""
+    return select(*_RUN_COLUMNS).where(RunRow.run_id == _name("run_id"))
+
+
+def run_version() -> Select[Any]:
+    """Read what a save compares."""
+    return select(RunRow.version, RunRow.status).where(RunRow.run_id == _name("run_id"))
+
+
+def session_version() -> Select[Any]:
+    """Read what a save compares."""
+    return select(SessionRow.version).where(SessionRow.session_id == _name("session_id"))
+
+
+def _run_filters(filters: frozenset[str]) -> list[ColumnElement[bool]]:
+    created = bindparam("created_after", type_=UTCDateTime()), bindparam("created_before", type_=UTCDateTime())
+    known = {
+        "agent_name": RunRow.agent_name == _name("agent_name"),
+        "session_id": RunRow.session_id == _name("session_id"),
+        "status": RunRow.status == _name("status"),
+        "created_after": RunRow.created_at >= created[0],
+        "created_before": RunRow.created_at < created[1],
+    }
+    return [condition for name, condition in known.items() if name in filters]
+
+
+def count_runs(filters: frozenset[str]) -> Select[Any]:
+    """Count the runs that match the filters named."""
+    return select(func.count()).select_from(RunRow).where(*_run_filters(filters))
+
+
+def list_runs(filters: frozenset[str], after_cursor: bool, total: bool) -> Select[Any]:
+    """Read one page of runs; each row begins with the total (or NULL) and whether more follow."""
+    conditions = _run_filters(filters)
+    if after_cursor:
+        # The first condition alone bounds the index scan.
+        at = bindparam("cursor_created_at", type_=UTCDateTime())
+        conditions.append(RunRow.created_at <= at)
+        conditions.append(or_(RunRow.created_at < at, RunRow.run_id > _name("cursor_run_id")))
+    limit, offset = bindparam("limit", type_=BigInteger), bindparam("offset", type_=BigInteger)
+    order = RunRow.created_at.desc(), RunRow.run_id
+    count: ColumnElement[Any] = count_runs(filters).scalar_subquery() if total else cast(literal(None), BigInteger)
+    following = (
+        select(literal(1))
+        .select_from(RunRow)
+        .where(*conditions)
+        .order_by(*order)
+        .limit(1)
+        .offset(bindparam("limit_and_offset", type_=BigInteger))
+    )
+    return (
+        select(count.label("total"), following.scalar_subquery().label("following"), *_RUN_COLUMNS)
+        .where(*conditions)
+        .order_by(*order)
+        .limit(limit)
+        .offset(offset)
+    )
+
+
+def get_session() -> Select[Any]:
+    """Read one session with its history joined to one text; in the order of `mapping.session_from_row`."""
+    messages = (
+        select(cast(SessionMessageRow.payload, Text).label("payload"))
+        .where(SessionMessageRow.session_id == _name("session_id"))
+        .order_by(SessionMessageRow.position)
+        .subquery()
+    )
+    history = select(func.aggregate_strings(messages.c.payload, literal_column("','"))).scalar_subquery()
+    return select(
+        SessionRow.session_id,
+        history.label("history"),
+        SessionRow.state,
+        SessionRow.extra,
+        SessionRow.wire_fields,
+        SessionRow.updated_at,
+        SessionRow.version,
+    ).where(SessionRow.session_id == _name("session_id"))
+
+
+def get_events() -> Select[Any]:
+    """Read a window of a run's events: `seq` is gapless, so the window is a range of it."""
+    first = bindparam("offset", type_=BigInteger)
+    return (
+        select(EventRow.seq, EventRow.recorded_at, EventRow.payload)
+        .where(EventRow.run_id == _name("run_id"), EventRow.seq > first)
+        .order_by(EventRow.seq)
+        .limit(bindparam("limit", type_=BigInteger))
+    )
+
+
+def event_by_key() -> Select[Any]:
+    """Read the event that holds an idempotency key."""
+    return select(EventRow.seq, EventRow.recorded_at, EventRow.payload).where(
+        EventRow.run_id == _name("run_id"), EventRow.key == _name("key")
+    )
+
+
+def delete_head() -> Delete[Any]:
+    """Delete a run's event head; whoever holds its lock is the only writer of the run's events."""
+    return delete(EventHeadRow).where(EventHeadRow.run_id == _name("run_id")).returning(literal(1))
+
+
+def delete_events() -> Delete[Any]:
+    """Delete a run's events."""
+    return delete(EventRow).where(EventRow.run_id == _name("run_id"))
+
+
+def delete_run() -> Delete[Any]:
+    """Delete a run; its status history goes with it by cascade."""
+    return delete(RunRow).where(RunRow.run_id == _name("run_id")).returning(literal(1))
+
+
+def delete_session() -> Delete[Any]:
+    """Delete a session; its messages go with it by cascade."""
+    return delete(SessionRow).where(SessionRow.session_id == _name("session_id")).returning(literal(1))
+
+
+def ping() -> Select[Any]:
+    """Ask the database for something it needs no table for."""
+    return select(literal_column("1"))
+
+
+def delete_all(table: type[Base]) -> Delete[Any]:
+    """Delete every row of a table."""
+    return delete(table)
+
+
+def count_rows(table: type[Base]) -> Select[Any]:
+    """Count a table's rows."""
+    return select(func.count()).select_from(table)
+
+
+def count_by_status() -> Select[Any]:
+    """Count runs by status."""
+    return select(RunRow.status, func.count()).group_by(RunRow.status).order_by(RunRow.status)
+
+
+# ── writes both databases word alike but for the insert construct and the clock ──────────────────
+
+Upsert = postgresql.Insert | sqlite.Insert
+
+_RUN_VALUES: Final = {
+    column.key: bindparam(f"run_{column.key}", type_=column.type)
+    for column in RunRow.__table__.columns
+    if column.key not in {"created_at", "updated_at", "version", "previous_status"}
+}
+
+
+def save_variant(expected: int | None) -> str:
+    """Return which of insert, upsert and update a save with this `expected_version` is."""
+    return "upsert" if expected is None else "insert" if expected == 0 else "update"
+
+
+def _may_change_status(new_status: ColumnElement[Any]) -> ColumnElement[bool]:
+    not_terminal = and_(*[RunRow.status != literal(str(status), Name()) for status in sorted(TERMINAL_STATUSES)])
+    return or_(not_terminal, RunRow.status == new_status)
+
+
+def insert_run(insert: type[Upsert], clock: ColumnElement[Any]) -> Upsert:
+    """Insert a run that must not exist: no row comes back where it does."""
+    statement = _new_run(insert, clock).on_conflict_do_nothing(index_elements=["run_id"])
+    return statement.returning(RunRow.version, RunRow.updated_at, RunRow.previous_status)
+
+
+def upsert_run(insert: type[Upsert], clock: ColumnElement[Any], *, force: bool) -> Upsert:
+    """Insert a run or replace it: no row comes back where the status may not change."""
+    statement = _new_run(insert, clock)
+    new = statement.excluded
+    changes = {name: new[name] for name in _RUN_VALUES if name != "run_id"} | {
+        "created_at": func.coalesce(_given_created_at(), RunRow.created_at),
+        "updated_at": new.updated_at,
+        "version": RunRow.version + 1,
+        "previous_status": RunRow.status,
+    }
+    where = None if force else _may_change_status(new.status)
+    return statement.on_conflict_do_update(index_elements=["run_id"], set_=changes, where=where).returning(
+        RunRow.version, RunRow.updated_at, RunRow.previous_status
+    )
+
+
+def update_run(clock: ColumnElement[Any], *, force: bool) -> Update[Any]:
+    """Replace a run that must have a version: no row comes back where it has not, or may not change."""
+    changes = {name: value for name, value in _RUN_VALUES.items() if name != "run_id"} | {
+        "created_at": func.coalesce(_given_created_at(), RunRow.created_at),
+        "updated_at": clock,
+        "version": RunRow.version + 1,
+        "previous_status": RunRow.status,
+    }
+    conditions = [RunRow.run_id == _RUN_VALUES["run_id"], RunRow.version == bindparam("expected", type_=BigInteger)]
+    if not force:
+        conditions.append(_may_change_status(_RUN_VALUES["status"]))
+    return (
+        update(RunRow.__table__)  # type: ignore[arg-type]  # the columns' own names, "metadata" among them
+        .where(*conditions)
+        .values(changes)
+        .returning(RunRow.version, RunRow.updated_at, RunRow.previous_status)
+    )
+
+
+def _given_created_at() -> BindParameter[Any]:
+    return bindparam("run_created_at", type_=UTCDateTime())
+
+
+def _new_run(insert: type[Upsert], clock: ColumnElement[Any]) -> Any:
+    return insert(RunRow.__table__).values(  # type: ignore[arg-type]
+        **_RUN_VALUES, created_at=func.coalesce(_given_created_at(), clock), updated_at=clock, version=literal(1, BigInteger)
+    )
+
+
+_SESSION_VALUES: Final = {
+    name: bindparam(f"session_{name}", type_=SessionRow.__table__.c[name].type)
+    for name in ("session_id", "state", "extra", "wire_fields", "message_count")
+}
+_SESSION_HEAD: Final = (
+    SessionRow.session_id,
+    SessionRow.message_count,
+    SessionRow.state,
+    SessionRow.extra,
+    SessionRow.wire_fields,
+    SessionRow.updated_at,
+    SessionRow.version,
+)
+
+
+def insert_session(insert: type[Upsert], clock: ColumnElement[Any]) -> Upsert:
+    """Insert a session that must not exist: no row comes back where it does."""
+    statement = _new_session(insert, clock).on_conflict_do_nothing(index_elements=["session_id"])
+    return statement.returning(*_SESSION_HEAD)
+
+
+def upsert_session(insert: type[Upsert], clock: ColumnElement[Any]) -> Upsert:
+    """Insert a session or replace its head."""
+    statement = _new_session(insert, clock)
+    changes = {name: statement.excluded[name] for name in _SESSION_VALUES if name != "session_id"} | {
+        "updated_at": statement.excluded.updated_at,
+        "version": SessionRow.version + 1,
+    }
+    return statement.on_conflict_do_update(index_elements=["session_id"], set_=changes).returning(*_SESSION_HEAD)
+
+
+def update_session(clock: ColumnElement[Any]) -> Update[Any]:
+    """Replace the head of a session that must have a version: no row comes back where it has not."""
+    changes = {name: value for name, value in _SESSION_VALUES.items() if name != "session_id"} | {
+        "updated_at": clock,
+        "version": SessionRow.version + 1,
+    }
+    return (
+        update(SessionRow)
+        .where(
+            SessionRow.session_id == _SESSION_VALUES["session_id"],
+            SessionRow.version == bindparam("expected", type_=BigInteger),
+        )
+        .values(changes)
+        .returning(*_SESSION_HEAD)
+    )
+
+
+def extend_session(insert: type[Upsert], clock: ColumnElement[Any], *, state: bool) -> Upsert:
+    """Make room for `message_count` more messages in a session's head, inserting it if absent."""
+    statement = _new_session(insert, clock)
+    changes: dict[str, Any] = {
+        "message_count": SessionRow.message_count + statement.excluded.message_count,
+        "updated_at": statement.excluded.updated_at,
+        "version": SessionRow.version + 1,
+    }
+    if state:
+        changes["state"] = statement.excluded.state
+    return statement.on_conflict_do_update(index_elements=["session_id"], set_=changes).returning(*_SESSION_HEAD)
+
+
+def cut_session_messages() -> Delete[Any]:
+    """Delete the messages from a position on."""
+    return delete(SessionMessageRow).where(
+        SessionMessageRow.session_id == _name("session_id"),
+        SessionMessageRow.position >= bindparam("position", type_=BigInteger),
+    )
+
+
+def advance_head(insert: type[Upsert]) -> Upsert:
+    """Take the next `count` numbers of a run; the row's lock is held until commit."""
+    count = bindparam("count", type_=BigInteger)
+    return (
+        insert(EventHeadRow)
+        .values(run_id=_name("run_id"), last_seq=count)
+        .on_conflict_do_update(index_elements=["run_id"], set_={"last_seq": EventHeadRow.last_seq + count})
+    )
+
+
+def _new_session(insert: type[Upsert], clock: ColumnElement[Any]) -> Any:
+    return insert(SessionRow).values(
+        **_SESSION_VALUES, created_at=clock, updated_at=clock, version=literal(1, BigInteger)
+    )

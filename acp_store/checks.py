@@ -1,0 +1,86 @@
+"""What every repository refuses before it touches its data, with one wording for all of them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from datetime import datetime
+from typing import Any, Final
+
+from pydantic_core import from_json, to_json
+
+from acp_store.errors import PayloadError
+
+__all__ = ["MAX_NAME_BYTES", "check_count", "check_name", "check_time", "cursor_of", "parse_cursor"]
+
+MAX_NAME_BYTES: Final = 1024
+"""Longest id, name, status or key, in bytes of UTF-8: two of them fit in a key of a B-tree page."""
+
+_MAX_COUNT: Final = 2**63 - 1
+
+
+def check_name(what: str, value: object) -> str:
+    """Return an id, agent name, status, event type or idempotency key, if it can be one.
+
+    Raises:
+        PayloadError: It is no string, is empty, has a U+0000 or a lone surrogate in it, or takes
+            more than `MAX_NAME_BYTES` bytes in UTF-8.
+    """
+    if not isinstance(value, str):
+        raise PayloadError(f"{what} must be a string, not {type(value).__name__}")
+    if not value:
+        raise PayloadError(f"{what} must not be empty")
+    if len(value) * 3 > MAX_NAME_BYTES or not value.isascii():
+        try:
+            size = len(value.encode())
+        except UnicodeEncodeError as error:
+            raise PayloadError(f"{what} has a lone surrogate at index {error.start}") from error
+        if size > MAX_NAME_BYTES:
+            raise PayloadError(f"{what} takes {size} bytes in UTF-8; {MAX_NAME_BYTES} are the most")
+    if "\0" in value:
+        raise PayloadError(f"{what} must not contain U+0000")
+    return value
+
+
+def check_count(what: str, value: object) -> int:
+    """Return a `limit` or `offset`, if it can be one.
+
+    Raises:
+        PayloadError: It is no integer, or is below 0.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise PayloadError(f"{what} must be an integer, not {type(value).__name__}")
+    if not 0 <= value <= _MAX_COUNT:
+        raise PayloadError(f"{what} must be between 0 and {_MAX_COUNT}")
+    return value
+
+
+def check_time(what: str, value: object) -> datetime:
+    """Return a time, if it is an aware one.
+
+    Raises:
+        PayloadError: It is no `datetime`, or a naive one.
+    """
+    if not isinstance(value, datetime):
+        raise PayloadError(f"{what} must be a datetime, not {type(value).__name__}")
+    if value.tzinfo is None:
+        raise PayloadError(f"{what} is a naive time: give it a time zone, as in datetime.now(timezone.utc)")
+    return value
+
+
+def cursor_of(created_at: datetime, run_id: str) -> str:
+    """Return the cursor that continues a list of runs after this one."""
+    return base64.urlsafe_b64encode(to_json([created_at.isoformat(), run_id])).decode()
+
+
+def parse_cursor(cursor: Any) -> tuple[datetime, str]:
+    """Return the time and id that `cursor_of` was given.
+
+    Raises:
+        PayloadError: The cursor is none of ours.
+    """
+    try:
+        created_at, run_id = from_json(base64.urlsafe_b64decode(cursor))
+        return check_time("cursor", datetime.fromisoformat(created_at)), check_name("cursor", run_id)
+    except (ValueError, TypeError, binascii.Error) as error:
+        raise PayloadError("cursor is none of ours: pass RunPage.next_cursor of the page before, unchanged") from error

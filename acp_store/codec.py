@@ -1,0 +1,121 @@
+"""Records and JSON values to the text that is stored, and back: the only JSON writer and reader.
+
+Stored text is JSON, compact, in UTF-8, with two things of our own:
+
+* U+0000 is stored as U+2400 ``0`` ("␀0") and U+2400 itself doubled ("␀␀"). PostgreSQL keeps an
+  escaped U+0000 in a ``json`` column but fails any ``->>`` that meets it
+  (https://www.postgresql.org/docs/current/datatype-json.html), which would let one poisoned row
+  break every query over the column.
+* A text whose first character is followed by a space comes from a record with fields in another
+  order than the declared one; whoever parses it into a record again restores that order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final, TypeVar
+
+from pydantic import TypeAdapter
+from pydantic_core import PydanticSerializationError, from_json, to_json
+
+from acp_store.errors import PayloadError
+from acp_store.records import AnyEvent, Event, Record, has_declared_order, restore_order
+
+__all__ = ["MAX_DEPTH", "decode_value", "decode_record", "decode_events", "encode", "escape_nul", "unescape_nul"]
+
+MAX_DEPTH: Final = 180
+"""How deep a stored value may nest. pydantic reads 200 levels; the rest is what encloses a value."""
+
+_ESCAPE = "\u2400"
+_NUL_OR_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000|" + _ESCAPE)
+_ESCAPED = re.compile(_ESCAPE + r"([0" + _ESCAPE + "])")
+_NOT_FINITE = re.compile(r'"(?:[^"\\]|\\.)*"|(-?(?:NaN|Infinity))', re.DOTALL)
+_STRINGS_OR_SCALARS = re.compile(r'"(?:[^"\\]|\\.)*"|[^\[\]{}"]+', re.DOTALL)
+
+_EVENTS: TypeAdapter[list[Event]] = TypeAdapter(list[AnyEvent])
+R = TypeVar("R", bound=Record)
+
+
+def encode(what: str, value: Any) -> str:
+    """Return the text to store for a record, a list of records, or any JSON value.
+
+    Args:
+        what: What `value` is, for the error message.
+        value: What to encode.
+
+    Raises:
+        PayloadError: It has no JSON form that comes back as it was: NaN, an infinity, a lone
+            surrogate, a naive time, a type JSON does not know, or nesting deeper than `MAX_DEPTH`.
+    """
+    try:
+        if isinstance(value, Record):
+            text = value.__pydantic_serializer__.to_json(value, exclude_unset=True).decode()
+        elif isinstance(value, list) and value and isinstance(value[0], Record):
+            text = "[" + ",".join([encode(what, item) for item in value]) + "]"
+        else:
+            text = to_json(value, inf_nan_mode="constants", by_alias=True).decode()
+    except (PydanticSerializationError, ValueError, RecursionError) as error:
+        raise PayloadError(f"{what} has no JSON form: {error}") from error
+    if ("NaN" in text or "Infinity" in text) and any(found[1] for found in _NOT_FINITE.finditer(text)):
+        raise PayloadError(f"{what} has no JSON form: NaN and Infinity are no JSON numbers (RFC 8259, section 6)")
+    if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
+        raise PayloadError(f"{what} is nested deeper than {MAX_DEPTH} levels")
+    if not has_declared_order(value):
+        text = f"{text[0]} {text[1:]}"
+    return escape_nul(text)
+
+
+def decode_value(text: str) -> Any:
+    """Return the JSON value of a stored text."""
+    return from_json(unescape_nul(text))
+
+
+def decode_record(kind: type[R], text: str, *, in_order: bool) -> R:
+    """Return the record of a stored text, or of one made of stored texts.
+
+    Args:
+        kind: The record's class.
+        text: Its JSON, still escaped.
+        in_order: Whether all fields in it are known to stand in the declared order.
+    """
+    text = unescape_nul(text)
+    record = kind.__pydantic_validator__.validate_json(text)
+    if not in_order:
+        restore_order(record, from_json(text))
+    assert isinstance(record, kind)
+    return record
+
+
+def decode_events(rows: Sequence[tuple[int, datetime, str]]) -> list[Event]:
+    """Return events from rows of seq, time of recording and stored text."""
+    text = unescape_nul("[" + ",".join([row[2] for row in rows]) + "]")
+    events = _EVENTS.validate_json(text)
+    for event, (seq, recorded_at, payload) in zip(events, rows, strict=True):
+        event.__dict__.update(seq=seq, recorded_at=recorded_at)
+        if payload[1] == " ":
+            restore_order(event, decode_value(payload))
+    return events
+
+
+def escape_nul(text: str) -> str:
+    """Return JSON text without U+0000, escaped or not, such that `unescape_nul` brings it back."""
+    if "\\u0000" not in text and _ESCAPE not in text:
+        return text
+    return _NUL_OR_ESCAPE.sub(lambda found: _ESCAPE * 2 if found[0] == _ESCAPE else f"{found[1]}{_ESCAPE}0", text)
+
+
+def unescape_nul(text: str) -> str:
+    """Return JSON text as it was before `escape_nul`."""
+    if _ESCAPE not in text:
+        return text
+    return _ESCAPED.sub(lambda found: "\\u0000" if found[1] == "0" else _ESCAPE, text)
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for bracket in _STRINGS_OR_SCALARS.sub("", text):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    return deepest

@@ -1,0 +1,6 @@
+"""The schema from Python: ``acp_store.migrate.upgrade(url)`` and its like, as ``acp-store db`` has them."""
+
+from acp_store.backends.sql.migrate import check, create, current, downgrade, include_object, sql, upgrade
+from acp_store.models import REVISION
+
+__all__ = ["REVISION", "check", "create", "current", "downgrade", "include_object", "sql", "upgrade"]

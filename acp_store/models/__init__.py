@@ -1,0 +1,28 @@
+"""The tables, as SQLAlchemy row classes: one source of truth for names and types.
+
+`REVISION` is the Alembic revision that these classes describe.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from acp_store.models.base import Base
+from acp_store.models.event import EventHeadRow, EventRow
+from acp_store.models.run import RunRow, RunStatusRow
+from acp_store.models.session import SessionMessageRow, SessionRow
+
+__all__ = [
+    "REVISION",
+    "VERSION_TABLE",
+    "Base",
+    "EventHeadRow",
+    "EventRow",
+    "RunRow",
+    "RunStatusRow",
+    "SessionMessageRow",
+    "SessionRow",
+]
+
+REVISION: Final = "0001"
+VERSION_TABLE: Final = "acp_alembic_version"

@@ -1,0 +1,315 @@
+"""The contract: what every repository promises, whatever it keeps its data in.
+
+A backend can be written from this file alone. It implements the eleven abstract methods; all
+others have a default here that is built on those eleven.
+
+The law, for every implementation:
+
+* Values in, values out. A record that was saved or returned is never changed behind the caller's
+  back, and changing it changes nothing that is stored.
+* A call that returned is committed. A call that raised wrote nothing, but for
+  `OutcomeUnknownError`, which says that nobody knows.
+* Events of a run are numbered 1, 2, 3, ... without a gap, in the order of their commits: whoever has
+  seen event n never meets an unseen event with a smaller number later.
+* What went in comes out: any JSON value, unknown fields, unknown event types, ids of any characters.
+* Every method may be called from several threads at once.
+* Bad input raises `PayloadError` before anything is written.
+
+What only some backends can do is a `Capability`; `acp_store.testing.RepositoryContract` checks a
+backend against this file and skips only the clauses whose capability the backend does not declare.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from enum import Enum, StrEnum
+from types import TracebackType
+from typing import Any, Final, Self, TypeAlias
+
+from pydantic import BaseModel
+
+from acp_store.errors import ConflictError, UnsupportedError
+from acp_store.records import Event, Message, Run, RunPage, Session, StoreStats, as_record
+
+__all__ = ["UNSET", "Capability", "EventLike", "MessageLike", "Repository", "RunLike", "SessionLike", "Unset"]
+
+
+class Unset(Enum):
+    """The type of `UNSET`, which tells "not given" from None."""
+
+    UNSET = "UNSET"
+
+
+UNSET: Final = Unset.UNSET
+
+# A mapping or a pydantic model of the right shape is accepted where a record is.
+RunLike: TypeAlias = Run | BaseModel | Mapping[str, Any]
+SessionLike: TypeAlias = Session | BaseModel | Mapping[str, Any]
+EventLike: TypeAlias = Event | BaseModel | Mapping[str, Any]
+MessageLike: TypeAlias = Message | BaseModel | Mapping[str, Any] | str
+
+
+class Capability(StrEnum):
+    """What a repository may be able to do beyond the seed interface."""
+
+    VERSIONS = "versions"
+    """`save_run` and `save_session` honour `expected_version` and return the new `version`."""
+    TERMINAL_GUARD = "terminal_guard"
+    """`save_run` refuses to change a terminal status."""
+    FORCE = "force"
+    """`save_run` changes a terminal status all the same when told ``force=True``."""
+    KEYS = "keys"
+    """`add_event` honours `key`."""
+    FILTERS = "filters"
+    """`list_runs` filters by `status`, `created_after` and `created_before`, also combined."""
+    CURSORS = "cursors"
+    """`list_runs` pages by `cursor`, orders ties by run id, and leaves out the count for ``total=False``."""
+    COPIES = "copies"
+    """Values in, values out: changing a record that was saved or returned changes nothing stored."""
+    STRICT_INPUT = "strict_input"
+    """A mapping or any pydantic model of the right shape is taken as a record; bad input raises
+    `PayloadError` and stores nothing."""
+    ATOMIC_BATCHES = "atomic_batches"
+    """`add_events` and `append_messages` store all or nothing, also beside other writers."""
+    TRANSACTIONS = "transactions"
+    """`transaction` makes several calls one: all or nothing."""
+    CLEAR = "clear"
+    """`clear` and `stats` work."""
+
+
+# A backend that takes one of the parameters is held to what the parameter promises.
+_DECLARED_BY_PARAMETER: Final = {
+    Capability.VERSIONS: ("save_run", {"expected_version"}),
+    Capability.TERMINAL_GUARD: ("save_run", {"expected_version", "force"}),
+    Capability.FORCE: ("save_run", {"force"}),
+    Capability.KEYS: ("add_event", {"key"}),
+    Capability.FILTERS: ("list_runs", {"status"}),
+    Capability.CURSORS: ("list_runs", {"cursor"}),
+}
+_DECLARED_BY_METHOD: Final = {
+    Capability.ATOMIC_BATCHES: "add_events",
+    Capability.TRANSACTIONS: "transaction",
+    Capability.CLEAR: "clear",
+}
+
+
+class Repository(ABC):
+    """Keeps runs, sessions and events. The module's docstring is the law; each method adds its own.
+
+    Every method may raise `BackendUnavailableError` where there is a server to lose, `SchemaError`
+    where there are tables, and `PayloadError` for bad input: an id that is empty, longer than 1,024
+    bytes in UTF-8 or has a U+0000 in it; a `limit` or `offset` that is no integer or below 0.
+    """
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What this repository can do beyond the seed interface.
+
+        By default read off the class: a parameter that an implementation takes (`expected_version`,
+        `force`, `key`, `status`, `cursor`) and a method that it overrides (`add_events`,
+        `transaction`, `clear`) are promises. `TERMINAL_GUARD` is promised by `expected_version` as
+        by `force`: a `save_run` that compares with what is stored can also see that a run is over,
+        while the seed's ``save_run(run)`` cannot be held to it. `COPIES` and `STRICT_INPUT` show in
+        no signature. A class that means it otherwise, or has one of these two, overrides this.
+        """
+        found = {
+            capability
+            for capability, (method, parameters) in _DECLARED_BY_PARAMETER.items()
+            if not parameters.isdisjoint(inspect.signature(getattr(type(self), method)).parameters)
+        }
+        found.update(
+            capability
+            for capability, method in _DECLARED_BY_METHOD.items()
+            if getattr(type(self), method) is not getattr(Repository, method)
+        )
+        return frozenset(found)
+
+    # ── runs ─────────────────────────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    def get_run(self, run_id: str) -> Run | None:
+        """Return the run, or None where there is none."""
+
+    @abstractmethod
+    def save_run(self, run: RunLike, *, expected_version: int | None = None, force: bool = False) -> Run:
+        """Insert the run or replace the one with its id, in one atomic step.
+
+        Args:
+            run: A `Run`, or a mapping or pydantic model of its shape.
+            expected_version: The version that must be stored now; 0 means that the run must not
+                exist. None writes whatever is stored: the last save wins.
+            force: Allows a run that is completed, failed or cancelled to get another status.
+
+        Returns:
+            A copy of the run as stored: `version` is 1 after the first save and one more after
+            each, `updated_at` is the time of this one.
+
+        Raises:
+            ConflictError: The stored version is not `expected_version` (both are in the error), or
+                the stored status is terminal, differs, and `force` is false.
+            PayloadError: It cannot be stored: NaN, a lone surrogate, a naive time.
+        """
+
+    @abstractmethod
+    def delete_run(self, run_id: str) -> bool:
+        """Delete the run and its events, atomically; False where there was neither."""
+
+    @abstractmethod
+    def list_runs(
+        self,
+        *,
+        agent_name: str | None = None,
+        session_id: str | None = None,
+        status: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        limit: int = 10,
+        offset: int = 0,
+        cursor: str | None = None,
+        total: bool = True,
+    ) -> RunPage:
+        """Return the runs that match all given filters, newest first, ties by ascending run id.
+
+        Ids are compared by code point, as Python compares strings.
+
+        Args:
+            agent_name: Only runs of this agent.
+            session_id: Only runs of this session.
+            status: Only runs that have this status now.
+            created_after: Only runs created at this time or later (aware).
+            created_before: Only runs created before this time (aware).
+            limit: How many to return at most.
+            offset: How many to pass over first; a cursor is faster and survives deletes.
+            cursor: `RunPage.next_cursor` of the page before: continues after its last run, even if
+                that run was deleted since. Filters must be the same as for that page.
+            total: Whether to count all matches, which costs more than the page itself.
+
+        Raises:
+            PayloadError: Also for a cursor that is none of ours, and for a naive time.
+        """
+
+    # ── sessions ─────────────────────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    def get_session(self, session_id: str) -> Session | None:
+        """Return the session with its whole history, or None where there is none."""
+
+    @abstractmethod
+    def save_session(self, session: SessionLike, *, expected_version: int | None = None) -> Session:
+        """Insert the session or replace the one with its id; the arguments are as in `save_run`.
+
+        Raises:
+            ConflictError: The stored version is not `expected_version`.
+        """
+
+    @abstractmethod
+    def delete_session(self, session_id: str) -> bool:
+        """Delete the session and its history; its runs stay. False where there was none."""
+
+    # ── events ───────────────────────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    def add_event(self, run_id: str, event: EventLike, *, key: str | None = None) -> Event:
+        """Append one event to a run, which need not exist.
+
+        Args:
+            run_id: The run.
+            event: An `Event`, or a mapping or pydantic model that is a JSON object with a ``type``.
+            key: An idempotency key, unique in the run: a second call with the same key and the same
+                payload appends nothing and returns the first event.
+
+        Returns:
+            A copy of the event with its `seq` and `recorded_at`.
+
+        Raises:
+            ConflictError: The key was used in this run with another payload.
+        """
+
+    @abstractmethod
+    def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
+        """Return events of a run in order of `seq`, at most `limit`, after the first `offset`.
+
+        As `seq` is gapless from 1, `offset` is the last `seq` that the caller has seen.
+        """
+
+    # ── life ─────────────────────────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what this repository opened. May be called again; other calls then fail."""
+
+    @abstractmethod
+    def ping(self) -> bool:
+        """Whether the backend answers. Never raises."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ── what has a default ───────────────────────────────────────────────────────────────────
+
+    def add_events(self, run_id: str, events: Sequence[EventLike]) -> list[Event]:
+        """Append several events to a run, with consecutive numbers, all or none.
+
+        The default appends one by one, so a failure in the middle keeps the first ones: a backend
+        that can do better overrides it (`Capability.ATOMIC_BATCHES`).
+        """
+        return [self.add_event(run_id, event) for event in events]
+
+    def append_messages(
+        self, session_id: str, messages: Sequence[MessageLike], *, state: Any | Unset = UNSET
+    ) -> Session:
+        """Append messages to a session's history, creating the session if absent.
+
+        The cost depends on the number of new messages only, not on the history's length. The
+        default reads and saves the whole session, so it does not keep that, nor is it safe beside
+        other writers unless `save_session` honours `expected_version`: then it tries again.
+
+        Args:
+            session_id: The session.
+            messages: What to append: messages, or URLs where messages lie.
+            state: The new state; the stored one stays where it is not given.
+
+        Returns:
+            The session's head: id, state and version, with an empty history.
+        """
+        while True:
+            session = self.get_session(session_id)
+            version = (session.version if session else 0) if Capability.VERSIONS in self.capabilities else None
+            session = session or Session(id=session_id)
+            session.history += [item if isinstance(item, str) else as_record(Message, item) for item in messages]
+            if state is not UNSET:
+                session.state = state
+            expected = {} if version is None else {"expected_version": version}
+            try:
+                saved = self.save_session(session, **expected)
+            except ConflictError:
+                continue
+            return saved.model_copy(update={"history": []})
+
+    def transaction(self) -> AbstractContextManager[Repository]:
+        """Return a context manager that yields a repository whose calls are one transaction.
+
+        Leaving the block normally commits; leaving it by an exception writes nothing. Inside a
+        transaction it nests: the inner block alone is undone when it fails.
+
+        Raises:
+            UnsupportedError: The backend has no transactions.
+        """
+        raise UnsupportedError(f"{type(self).__name__} has no transactions (Capability.TRANSACTIONS)")
+
+    def stats(self) -> StoreStats:
+        """Return how much is stored."""
+        raise UnsupportedError(f"{type(self).__name__} cannot count (Capability.CLEAR)")
+
+    def clear(self) -> None:
+        """Delete every run, session and event; the schema stays."""
+        raise UnsupportedError(f"{type(self).__name__} cannot be cleared (Capability.CLEAR)")

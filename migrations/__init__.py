@@ -1,0 +1,1 @@
+"""The Alembic environment; shipped as ``acp_store.migrations``."""

@@ -1,0 +1,1 @@
+"""The revisions: hand-reviewed, frozen once released, importing nothing of acp_store."""

@@ -1,0 +1,188 @@
+"""Databases for the tests, of which each test gets its own.
+
+PostgreSQL is a private server for the run, or the one named by ``ACP_TEST_POSTGRES_URL``, which must
+answer. No test is skipped because a server is missing.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import sqlite3
+import uuid
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from sqlalchemy.engine import make_url
+
+from tests.servers import GivenPostgres, Postgres, ServerUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RECORDINGS = Path(__file__).parent / "data" / "acp-recordings.jsonl"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_database_of_the_developer() -> Iterator[None]:
+    """A test that forgets its URL must not reach what the shell happens to name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("DATABASE_URL", raising=False)
+        patch.delenv("REDIS_URL", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres | GivenPostgres]:
+    """The run's PostgreSQL server; do not disturb it, see `own_postgres`."""
+    if url := os.environ.get("ACP_TEST_POSTGRES_URL"):
+        yield _answering(GivenPostgres(url))
+    else:
+        with Postgres() as server:
+            yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres: Postgres | GivenPostgres) -> Iterator[str]:
+    """The name of a migrated database that nobody is connected to."""
+    from acp_store.migrate import upgrade
+
+    with _database(postgres, "tpl") as name:
+        upgrade(postgres.url_for(name))
+        yield name
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres | GivenPostgres, postgres_template: str) -> Iterator[str]:
+    """A fresh migrated PostgreSQL database."""
+    with _database(postgres, "t", template=postgres_template) as name:
+        yield postgres.url_for(name)
+
+
+@pytest.fixture
+def empty_postgres_url(postgres: Postgres | GivenPostgres) -> Iterator[str]:
+    """A fresh PostgreSQL database without tables."""
+    with _database(postgres, "e") as name:
+        yield postgres.url_for(name)
+
+
+@pytest.fixture(scope="session")
+def unused_postgres() -> Iterator[Postgres]:
+    """A server that never runs: the origin of those that tests have for themselves."""
+    server = Postgres()
+    try:
+        server.prepare()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def own_postgres(unused_postgres: Postgres) -> Iterator[Postgres]:
+    """A server of the test's own, running, that it may kill, restart or freeze."""
+    with Postgres(unused_postgres) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated SQLite file, complete in itself."""
+    from acp_store.migrate import upgrade
+
+    path = tmp_path_factory.mktemp("template") / "acp.db"
+    upgrade(f"sqlite:///{path}")
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("pragma wal_checkpoint(truncate)")
+    return path
+
+
+@pytest.fixture
+def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
+    """A fresh migrated SQLite file."""
+    return f"sqlite:///{shutil.copyfile(sqlite_template, tmp_path / 'acp.db')}"
+
+
+@pytest.fixture
+def empty_sqlite_url(tmp_path: Path) -> str:
+    """A SQLite file that does not exist yet."""
+    return f"sqlite:///{tmp_path / 'empty.db'}"
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest) -> str:
+    """A fresh migrated database of each kind; in memory it is migrated by opening it."""
+    if request.param == "memory":
+        return "sqlite://"
+    return _fixture(request, {"sqlite": "sqlite_url", "postgresql": "postgres_url"})
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def file_url(request: pytest.FixtureRequest) -> str:
+    """A fresh migrated database of each kind that several processes can open."""
+    return _fixture(request, {"sqlite": "sqlite_url", "postgresql": "postgres_url"})
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_url(request: pytest.FixtureRequest) -> str:
+    """A fresh database without tables, of each kind that has to be migrated."""
+    return _fixture(request, {"sqlite": "empty_sqlite_url", "postgresql": "empty_postgres_url"})
+
+
+@pytest.fixture(scope="session")
+def recorded_lines() -> list[dict[str, Any]]:
+    """The recorded traffic, to be read only."""
+    with RECORDINGS.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+@pytest.fixture
+def recordings(recorded_lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The recorded traffic, one mapping a line, the test's to change."""
+    return copy.deepcopy(recorded_lines)
+
+
+def _fixture(request: pytest.FixtureRequest, names: dict[str, str]) -> str:
+    """The fixture for this parameter, made only now, so that a SQLite test starts no server."""
+    found: str = request.getfixturevalue(names[request.param])
+    return found
+
+
+@contextmanager
+def _database(server: Postgres | GivenPostgres, prefix: str, *, template: str = "template0") -> Iterator[str]:
+    name = f"{prefix}_{uuid.uuid4().hex}"
+    with _connect(server.url) as admin:
+        command = sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(template))
+        if admin.info.server_version >= 150000:
+            command += sql.SQL(" strategy wal_log")
+        admin.execute(command)
+    try:
+        yield name
+    finally:
+        with _connect(server.url) as admin:
+            admin.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
+
+
+def _connect(url: str) -> psycopg.Connection[tuple[Any, ...]]:
+    # As keywords: libpq does not read every URL that SQLAlchemy does, such as one with a blank in its password.
+    parts = make_url(url)
+    options: dict[str, Any] = {"connect_timeout": 10, **parts.query}
+    return psycopg.connect(
+        autocommit=True, **options, **parts.translate_connect_args(username="user", database="dbname")
+    )
+
+
+def _answering(server: GivenPostgres) -> GivenPostgres:
+    try:
+        _connect(server.url).close()
+    except psycopg.OperationalError as error:
+        raise ServerUnavailableError(
+            f"ACP_TEST_POSTGRES_URL names {server!r}, which does not answer; start it, or unset the variable "
+            f"and the tests start a server of their own: {error}"
+        ) from None
+    return server
