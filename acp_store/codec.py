@@ -23,7 +23,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 from acp_store.errors import PayloadError
 from acp_store.records import AnyEvent, Event, Record, has_declared_order, restore_order
 
-__all__ = ["MAX_DEPTH", "decode_value", "decode_record", "decode_events", "encode", "escape_nul", "unescape_nul"]
+__all__ = ["MAX_DEPTH", "decode_events", "decode_record", "decode_value", "encode", "escape_nul", "unescape_nul"]
 
 MAX_DEPTH: Final = 180
 """How deep a stored value may nest. pydantic reads 200 levels; the rest is what encloses a value."""
@@ -50,14 +50,9 @@ def encode(what: str, value: Any) -> str:
             surrogate, a naive time, a type JSON does not know, or nesting deeper than `MAX_DEPTH`.
     """
     try:
-        if isinstance(value, Record):
-            text = value.__pydantic_serializer__.to_json(value, exclude_unset=True).decode()
-        elif isinstance(value, list) and value and isinstance(value[0], Record):
-            text = "[" + ",".join([encode(what, item) for item in value]) + "]"
-        else:
-            text = to_json(value, inf_nan_mode="constants", by_alias=True).decode()
+        text = _dump(value)
     except (PydanticSerializationError, ValueError, RecursionError) as error:
-        raise PayloadError(f"{what} has no JSON form: {error}") from error
+        raise PayloadError(f"{what} has no JSON form: {str(error).splitlines()[0]}") from error
     if ("NaN" in text or "Infinity" in text) and any(found[1] for found in _NOT_FINITE.finditer(text)):
         raise PayloadError(f"{what} has no JSON form: NaN and Infinity are no JSON numbers (RFC 8259, section 6)")
     if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
@@ -65,6 +60,14 @@ def encode(what: str, value: Any) -> str:
     if not has_declared_order(value):
         text = f"{text[0]} {text[1:]}"
     return escape_nul(text)
+
+
+def _dump(value: Any) -> str:
+    if isinstance(value, Record):
+        return value.__pydantic_serializer__.to_json(value, exclude_unset=True).decode()
+    if isinstance(value, list):
+        return "[" + ",".join(map(_dump, value)) + "]"
+    return to_json(value, inf_nan_mode="constants", by_alias=True).decode()
 
 
 def decode_value(text: str) -> Any:
@@ -81,10 +84,9 @@ def decode_record(kind: type[R], text: str, *, in_order: bool) -> R:
         in_order: Whether all fields in it are known to stand in the declared order.
     """
     text = unescape_nul(text)
-    record = kind.__pydantic_validator__.validate_json(text)
+    record: R = kind.__pydantic_validator__.validate_json(text)
     if not in_order:
         restore_order(record, from_json(text))
-    assert isinstance(record, kind)
     return record
 
 

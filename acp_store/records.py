@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
 from uuid import UUID, uuid4
@@ -66,7 +66,7 @@ __all__ = [
 
 def utc_now() -> datetime:
     """Return the current time, aware, in UTC."""
-    return datetime.now(timezone.utc)
+    return datetime.now(UTC)
 
 
 class RunStatus(StrEnum):
@@ -116,7 +116,7 @@ class Record(BaseModel):
     _always: ClassVar[tuple[str, ...]] = ()
     # Lists that may be filled in place while unset.
     _lists: ClassVar[tuple[str, ...]] = ()
-    _declared_order: ClassVar[tuple[str, ...]] = ()
+    declared_order: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, /, **data: Any) -> None:
         super().__init__(**data)
@@ -128,7 +128,7 @@ class Record(BaseModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        cls._declared_order = tuple(cls.model_fields)
+        cls.declared_order = tuple(cls.model_fields)
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> Self:
@@ -188,7 +188,7 @@ def has_declared_order(value: object) -> bool:
         return all(has_declared_order(item) for item in value if isinstance(item, Record))
     if isinstance(value, Record):
         fields = value.__dict__
-        return tuple(fields) == value._declared_order and all(
+        return tuple(fields) == value.declared_order and all(
             has_declared_order(item) for item in fields.values() if isinstance(item, (Record, list))
         )
     return True
@@ -582,7 +582,7 @@ def as_event(value: object) -> Event:
     return _validated("event", validate, value)
 
 
-def _validated(noun: str, validate: Any, value: object) -> Any:
+def _validated(noun: str, validate: Callable[[Any], R], value: object) -> R:
     if isinstance(value, BaseModel):
         try:
             value = value.model_dump(mode="json", by_alias=True)

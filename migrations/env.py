@@ -35,8 +35,7 @@ options: dict[str, Any] = {
 
 def run_offline() -> None:
     """Write the SQL instead of running it."""
-    dialect = parse_url(url).get_dialect()(paramstyle="named")
-    context.configure(dialect=dialect, literal_binds=True, **options)
+    context.configure(url=parse_url(url), dialect_opts={"paramstyle": "named"}, literal_binds=True, **options)
     with context.begin_transaction():
         if schema is not None:
             context.execute(CreateSchema(schema, if_not_exists=True))

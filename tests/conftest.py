@@ -16,12 +16,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psycopg
 import pytest
 from psycopg import sql
-from sqlalchemy.engine import make_url
 
-from tests.servers import GivenPostgres, Postgres, ServerUnavailableError
+from tests.servers import GivenPostgres, Postgres, connect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +40,9 @@ def _no_database_of_the_developer() -> Iterator[None]:
 def postgres() -> Iterator[Postgres | GivenPostgres]:
     """The run's PostgreSQL server; do not disturb it, see `own_postgres`."""
     if url := os.environ.get("ACP_TEST_POSTGRES_URL"):
-        yield _answering(GivenPostgres(url))
+        given = GivenPostgres(url)
+        given.require()
+        yield given
     else:
         with Postgres() as server:
             yield server
@@ -156,7 +156,7 @@ def _fixture(request: pytest.FixtureRequest, names: dict[str, str]) -> str:
 @contextmanager
 def _database(server: Postgres | GivenPostgres, prefix: str, *, template: str = "template0") -> Iterator[str]:
     name = f"{prefix}_{uuid.uuid4().hex}"
-    with _connect(server.url) as admin:
+    with connect(server.url) as admin:
         command = sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(template))
         if admin.info.server_version >= 150000:
             command += sql.SQL(" strategy wal_log")
@@ -164,25 +164,5 @@ def _database(server: Postgres | GivenPostgres, prefix: str, *, template: str = 
     try:
         yield name
     finally:
-        with _connect(server.url) as admin:
+        with connect(server.url) as admin:
             admin.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
-
-
-def _connect(url: str) -> psycopg.Connection[tuple[Any, ...]]:
-    # As keywords: libpq does not read every URL that SQLAlchemy does, such as one with a blank in its password.
-    parts = make_url(url)
-    options: dict[str, Any] = {"connect_timeout": 10, **parts.query}
-    return psycopg.connect(
-        autocommit=True, **options, **parts.translate_connect_args(username="user", database="dbname")
-    )
-
-
-def _answering(server: GivenPostgres) -> GivenPostgres:
-    try:
-        _connect(server.url).close()
-    except psycopg.OperationalError as error:
-        raise ServerUnavailableError(
-            f"ACP_TEST_POSTGRES_URL names {server!r}, which does not answer; start it, or unset the variable "
-            f"and the tests start a server of their own: {error}"
-        ) from None
-    return server

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
+import psycopg
 from sqlalchemy.engine import make_url
 
 if TYPE_CHECKING:
@@ -408,6 +409,26 @@ class GivenPostgres:
 
     def url_for(self, database: str) -> str:
         return self._url.set(database=database).render_as_string(hide_password=False)
+
+    def require(self) -> None:
+        """ServerUnavailableError unless the server lets us in."""
+        try:
+            connect(self.url).close()
+        except psycopg.OperationalError as error:
+            raise ServerUnavailableError(
+                f"ACP_TEST_POSTGRES_URL names {self!r}, which cannot be used; correct it, or unset it and the "
+                f"tests start a server of their own: {error}"
+            ) from None
+
+
+def connect(url: str) -> psycopg.Connection[tuple[Any, ...]]:
+    """A connection in autocommit mode, for what a test does behind the package's back."""
+    # As keywords: libpq does not read every URL that SQLAlchemy does, such as one with a blank in its password.
+    parts = make_url(url)
+    options: dict[str, Any] = {"connect_timeout": 10, **parts.query}
+    return psycopg.connect(
+        autocommit=True, **options, **parts.translate_connect_args(username="user", database="dbname")
+    )
 
 
 def remove_shared_memory(data: Path) -> None:

@@ -12,12 +12,19 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psycopg
 import pytest
 from sqlalchemy.engine import make_url
 
-from tests import conftest, servers
-from tests.servers import GivenPostgres, Postgres, ServerUnavailableError, find_postgres, process_exists, wait_until
+from tests import servers
+from tests.servers import (
+    GivenPostgres,
+    Postgres,
+    ServerUnavailableError,
+    connect,
+    find_postgres,
+    process_exists,
+    wait_until,
+)
 
 if TYPE_CHECKING:
     from typing import Any
@@ -36,22 +43,18 @@ sys.stdin.read()
 """
 
 
-def connect(server: Postgres) -> psycopg.Connection[tuple[Any, ...]]:
-    return psycopg.connect(server.url, autocommit=True)
-
-
 def rows(server: Postgres) -> list[int]:
-    with connect(server) as db:
+    with connect(server.url) as db:
         return [n for (n,) in db.execute("select n from kept order by n")]
 
 
 def is_active(server: Postgres, pid: int) -> bool:
-    with connect(server) as db:
+    with connect(server.url) as db:
         return db.execute("select from pg_stat_activity where pid = %s and state = 'active'", [pid]).rowcount == 1
 
 
 def answer(server: Postgres) -> int:
-    with connect(server) as db:
+    with connect(server.url) as db:
         [(value,)] = db.execute("select 42")
     return int(value)
 
@@ -59,14 +62,14 @@ def answer(server: Postgres) -> int:
 def test_what_was_committed_outlives_a_kill_and_a_restart(own_postgres: Postgres) -> None:
     """A killed or restarted server comes back at the same URL with every committed row."""
     url = own_postgres.url
-    with connect(own_postgres) as db:
+    with connect(own_postgres.url) as db:
         db.execute("create table kept (n int)")
         db.execute("insert into kept values (1)")
         own_postgres.kill()
         assert not own_postgres.running
         own_postgres.start()
     assert rows(own_postgres) == [1]
-    with connect(own_postgres) as db:
+    with connect(own_postgres.url) as db:
         db.execute("insert into kept values (2)")
     own_postgres.restart()
     assert rows(own_postgres) == [1, 2]
@@ -76,7 +79,7 @@ def test_what_was_committed_outlives_a_kill_and_a_restart(own_postgres: Postgres
 @pytest.mark.parametrize("state", ["busy", "frozen"])
 def test_a_kill_leaves_no_process_of_the_server(own_postgres: Postgres, state: str) -> None:
     """After `kill` the server's own children are gone, even one that could not notice its death."""
-    with contextlib.closing(connect(own_postgres)) as db:
+    with contextlib.closing(connect(own_postgres.url)) as db:
         family = {db.info.backend_pid, own_postgres.pid}
         if state == "busy":
             db.pgconn.send_query(b"do $$ begin loop end loop; end $$")
@@ -89,7 +92,7 @@ def test_a_kill_leaves_no_process_of_the_server(own_postgres: Postgres, state: s
 
 def test_a_frozen_server_answers_after_the_thaw(own_postgres: Postgres) -> None:
     """A frozen server keeps a query waiting, and thawed it answers that query."""
-    with connect(own_postgres) as db:
+    with connect(own_postgres.url) as db:
         own_postgres.freeze()
         db.pgconn.send_query(b"select 1")
         assert select.select([db], [], [], 0.2)[0] == []
@@ -242,13 +245,13 @@ def test_a_given_server_must_answer() -> None:
     """A server that is named and does not answer is an error that names the variable and hides the password."""
     server = GivenPostgres(f"postgresql://me:secret@127.0.0.1:{servers.free_port()}/postgres")
     with pytest.raises(ServerUnavailableError, match="ACP_TEST_POSTGRES_URL") as caught:
-        conftest._answering(server)
+        server.require()
     assert "secret" not in str(caught.value)
 
 
 def test_each_database_is_fresh(empty_postgres_url: str) -> None:
     """A test's database has a name of its own and no tables."""
-    with psycopg.connect(empty_postgres_url) as db:
+    with connect(empty_postgres_url) as db:
         assert db.execute("select count(*) from pg_tables where schemaname = 'public'").fetchone() == (0,)
         assert db.info.dbname.startswith("e_")
 
@@ -257,4 +260,8 @@ def test_recordings_are_the_tests_own(recordings: list[dict[str, Any]], recorded
     """A test that changes a recording changes no other test's."""
     recordings[0]["run"].clear()
     assert recorded_lines[0]["run"]["run_id"]
-    assert os.environ.get("DATABASE_URL") is None
+
+
+def test_the_developers_database_is_out_of_reach() -> None:
+    """What the shell names as its database or cache is not seen by a test, nor by a process it starts."""
+    assert not {"DATABASE_URL", "REDIS_URL"} & os.environ.keys()

@@ -57,10 +57,10 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("run_id", name="pk_acp_runs"),
         schema=schema,
     )
-    newest_first = [sa.text("created_at DESC"), "run_id"]
-    op.create_index("ix_acp_runs_created_at", "acp_runs", newest_first, schema=schema)
+    newest = sa.text("created_at DESC")
+    op.create_index("ix_acp_runs_created_at", "acp_runs", [newest, "run_id"], schema=schema)
     for column in ("agent_name", "session_id", "status"):
-        op.create_index(f"ix_acp_runs_{column}", "acp_runs", [column, *newest_first], schema=schema)
+        op.create_index(f"ix_acp_runs_{column}", "acp_runs", [column, newest, "run_id"], schema=schema)
 
     op.create_table(
         "acp_run_status_history",

@@ -111,9 +111,7 @@ class SQLDialect(ABC):
         """Save a run and, where its status changed, the history; return version and time, None if refused."""
 
     @abstractmethod
-    def save_session(
-        self, bind: Bind, values: Values, messages: Sequence[str], *, expected: int | None
-    ) -> Row | None:
+    def save_session(self, bind: Bind, values: Values, messages: Sequence[str], *, expected: int | None) -> Row | None:
         """Save a session, writing only messages that changed; return its head, None if refused."""
 
     @abstractmethod

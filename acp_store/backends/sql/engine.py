@@ -14,7 +14,15 @@ from acp_store.backends.sql.postgresql import PostgreSQL
 from acp_store.backends.sql.sqlite import SQLite
 from acp_store.errors import ConfigurationError
 
-__all__ = ["ACCEPTED_URLS", "DEFAULT_URL", "create_engine", "dialect_of", "parse_url", "prepare_memory", "upgrade_schema"]
+__all__ = [
+    "ACCEPTED_URLS",
+    "DEFAULT_URL",
+    "create_engine",
+    "dialect_of",
+    "parse_url",
+    "prepare_memory",
+    "upgrade_schema",
+]
 
 DEFAULT_URL: Final = "sqlite:///acp.db"
 ACCEPTED_URLS: Final = "sqlite:// (in memory), sqlite:///file, postgresql://, postgres://, postgresql+psycopg://"

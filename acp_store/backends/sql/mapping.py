@@ -46,7 +46,9 @@ def values_of_run(run: Run, dialect: SQLDialect) -> dict[str, Any]:
         "run_extra": _document(what, run.model_extra or None),
         "run_wire_fields": _wire_fields(run),
         "run_created_at": dialect.time_in(check_time("created_at", run.created_at)) if "created_at" in given else None,
-        "run_finished_at": None if run.finished_at is None else dialect.time_in(check_time("finished_at", run.finished_at)),
+        "run_finished_at": None
+        if run.finished_at is None
+        else dialect.time_in(check_time("finished_at", run.finished_at)),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from importlib.resources import files
 from typing import Any, TypeAlias
 
 import alembic.command
@@ -17,7 +17,6 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import URL, Connection, Engine, MetaData
 
-import acp_store.migrations
 from acp_store.backends.sql.engine import dialect_of, parse_url
 from acp_store.backends.sql.revision import current_revision, schema_error
 from acp_store.errors import AcpStoreError, ConfigurationError
@@ -150,7 +149,7 @@ def _our_tables() -> frozenset[str]:
 
 def _config(schema: str | None) -> Config:
     config = Config()
-    config.set_main_option("script_location", str(Path(acp_store.migrations.__file__).parent).replace("%", "%%"))
+    config.set_main_option("script_location", str(files("acp_store.migrations")).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     config.attributes["schema"] = schema
     return config

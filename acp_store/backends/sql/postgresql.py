@@ -7,7 +7,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, ClassVar, Final
 
 import psycopg
@@ -112,7 +112,7 @@ class PostgreSQL(SQLDialect):
         return value
 
     def time_out(self, value: datetime) -> datetime:
-        return value.astimezone(timezone.utc)
+        return value.astimezone(UTC)
 
     def translate(self, error: Exception, *, committing: bool = False) -> AcpStoreError:
         driver = error.orig if isinstance(error, DBAPIError) else error
@@ -130,7 +130,7 @@ class PostgreSQL(SQLDialect):
             return PayloadError(f"PostgreSQL cannot store this value: {text}")
         if committing and (not state or state[:2] in {"08", "57"}) and state != "57014":
             return OutcomeUnknownError(
-                f"PostgreSQL: {text}; the write may or may not be committed: repeat it only with a key or expected_version"
+                f"PostgreSQL: {text}; the write may be committed or not: repeat it only with a key or expected_version"
             )
         return BackendUnavailableError(f"PostgreSQL: {text}")
 
@@ -138,11 +138,9 @@ class PostgreSQL(SQLDialect):
         rows = bind.write(bind.prepare(_save_run, statements.save_variant(expected), force), values)
         return rows[0] if rows else None
 
-    def save_session(
-        self, bind: Bind, values: Values, messages: Sequence[str], *, expected: int | None
-    ) -> Row | None:
+    def save_session(self, bind: Bind, values: Values, messages: Sequence[str], *, expected: int | None) -> Row | None:
         with bind.unit() as unit:
-            rows = unit.write(unit.prepare(_save_session_head, statements.save_variant(expected)), values)
+            rows = unit.write(unit.prepare(_save_session, statements.save_variant(expected)), values)
             if rows:
                 session_id = values["session_session_id"]
                 unit.write(
@@ -166,9 +164,7 @@ class PostgreSQL(SQLDialect):
 
     def append_events(self, bind: Bind, run_id: str, events: Sequence[tuple[str, str]]) -> Row:
         payloads = "[" + ",".join([payload for _, payload in events]) + "]"
-        rows = bind.write(
-            bind.prepare(_append_events), {"run_id": run_id, "count": len(events), "payloads": payloads}
-        )
+        rows = bind.write(bind.prepare(_append_events), {"run_id": run_id, "count": len(events), "payloads": payloads})
         return min(rows)
 
 
@@ -192,11 +188,7 @@ def _refuse_dead_connection(dbapi: Any, record: Any, _proxy: Any) -> None:
 
 
 def _save_run(variant: str, force: bool) -> sa.Select[Any]:
-    saved = {
-        "insert": lambda: statements.insert_run(pg_insert, _CLOCK),
-        "upsert": lambda: statements.upsert_run(pg_insert, _CLOCK, force=force),
-        "update": lambda: statements.update_run(_CLOCK, force=force),
-    }[variant]().cte("saved")
+    saved = statements.save_run(pg_insert, _CLOCK, variant, force).cte("saved")
     run_id, status = (bindparam(name, type_=Name()) for name in ("run_run_id", "run_status"))
     history = (
         insert(RunStatusRow)
@@ -215,12 +207,8 @@ def _save_run(variant: str, force: bool) -> sa.Select[Any]:
     return select(saved.c.version, saved.c.updated_at).add_cte(history)
 
 
-def _save_session_head(variant: str) -> Any:
-    return {
-        "insert": lambda: statements.insert_session(pg_insert, _CLOCK),
-        "upsert": lambda: statements.upsert_session(pg_insert, _CLOCK),
-        "update": lambda: statements.update_session(_CLOCK),
-    }[variant]()
+def _save_session(variant: str) -> Any:
+    return statements.save_session(pg_insert, _CLOCK, variant)
 
 
 def _elements(parameter: str) -> Any:
@@ -257,7 +245,7 @@ def _save_changed_messages() -> Any:
 
 
 def _append_messages(state: bool) -> sa.Select[Any]:
-    head = statements.extend_session(pg_insert, _CLOCK, state=state).cte("head")
+    head = statements.extend_session(pg_insert, _CLOCK, state).cte("head")
     given = _elements("messages")
     count = bindparam("session_message_count", type_=BigInteger)
     appended = (

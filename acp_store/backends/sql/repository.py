@@ -81,9 +81,7 @@ class SQLRepository(Repository):
             prepare_memory(bind)
         self._dialect: SQLDialect = dialect_of(bind)
         self._bind: Bind = (
-            PoolBind(bind, self._dialect, schema)
-            if isinstance(bind, Engine)
-            else HostBind(bind, self._dialect, schema)
+            PoolBind(bind, self._dialect, schema) if isinstance(bind, Engine) else HostBind(bind, self._dialect, schema)
         )
 
     def require_schema(self, *, upgrade: bool = False) -> None:
@@ -144,7 +142,9 @@ class SQLRepository(Repository):
     ) -> RunPage:
         names = {"agent_name": agent_name, "session_id": session_id, "status": status}
         times = {"created_after": created_after, "created_before": created_before}
-        values: dict[str, Any] = {name: check_name(name, str(value)) for name, value in names.items() if value is not None}
+        values: dict[str, Any] = {
+            name: check_name(name, str(value)) for name, value in names.items() if value is not None
+        }
         values |= {
             name: self._dialect.time_in(check_time(name, value)) for name, value in times.items() if value is not None
         }
@@ -240,7 +240,7 @@ class SQLRepository(Repository):
 
     def stats(self) -> StoreStats:
         with self._bind.unit() as unit:
-            by_status = dict(unit.read(unit.prepare(statements.count_by_status), {}))
+            by_status: dict[str, int] = dict(unit.read(unit.prepare(statements.count_by_status), {}))
             sessions, events, messages = (
                 unit.read(unit.prepare(statements.count_rows, table), {})[0][0]
                 for table in (SessionRow, EventRow, SessionMessageRow)

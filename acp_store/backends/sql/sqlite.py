@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, ClassVar, Final
 from weakref import WeakKeyDictionary
 
@@ -102,10 +102,10 @@ class SQLite(SQLDialect):
         return False
 
     def time_in(self, value: datetime | None) -> str | None:
-        return None if value is None else f"{value.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S.%f}".rjust(26, "0")
+        return None if value is None else f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}".rjust(26, "0")
 
     def time_out(self, value: str) -> datetime:
-        return datetime.fromisoformat(value).replace(tzinfo=timezone.utc)
+        return datetime.fromisoformat(value).replace(tzinfo=UTC)
 
     def translate(self, error: Exception, *, committing: bool = False) -> AcpStoreError:  # noqa: ARG002
         driver = error.orig if isinstance(error, DBAPIError) else error
@@ -143,17 +143,15 @@ class SQLite(SQLDialect):
                 )
             return version, updated_at
 
-    def save_session(
-        self, bind: Bind, values: Values, messages: Sequence[str], *, expected: int | None
-    ) -> Row | None:
+    def save_session(self, bind: Bind, values: Values, messages: Sequence[str], *, expected: int | None) -> Row | None:
         session_id = values["session_session_id"]
         with bind.unit() as unit:
             now = self.time_in(utc_now())
             variant = statements.save_variant(expected)
-            rows = unit.write(unit.prepare(_save_session_head, variant), {**values, "now": now})
+            rows = unit.write(unit.prepare(_save_session, variant), {**values, "now": now})
             if not rows:
                 return None
-            stored = dict(unit.read(unit.prepare(_session_messages), {"session_id": session_id}))
+            stored: dict[int, str] = dict(unit.read(unit.prepare(_session_messages), {"session_id": session_id}))
             if len(stored) > len(messages):
                 unit.write(
                     unit.prepare(statements.cut_session_messages),
@@ -257,7 +255,6 @@ class _Pragmas:
         while cursor.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
             try:
                 cursor.execute("PRAGMA journal_mode=WAL").fetchone()
-                return
             except sqlite3.OperationalError as error:
                 if "readonly" in str(error):
                     return
@@ -282,11 +279,7 @@ def _take_synchronous(url: URL) -> tuple[URL, str]:
 
 
 def _save_run(variant: str, force: bool) -> Any:
-    return {
-        "insert": lambda: statements.insert_run(sqlite_insert, _CLOCK),
-        "upsert": lambda: statements.upsert_run(sqlite_insert, _CLOCK, force=force),
-        "update": lambda: statements.update_run(_CLOCK, force=force),
-    }[variant]()
+    return statements.save_run(sqlite_insert, _CLOCK, variant, force)
 
 
 def _add_history() -> Any:
@@ -299,16 +292,12 @@ def _add_history() -> Any:
     )
 
 
-def _save_session_head(variant: str) -> Any:
-    return {
-        "insert": lambda: statements.insert_session(sqlite_insert, _CLOCK),
-        "upsert": lambda: statements.upsert_session(sqlite_insert, _CLOCK),
-        "update": lambda: statements.update_session(_CLOCK),
-    }[variant]()
+def _save_session(variant: str) -> Any:
+    return statements.save_session(sqlite_insert, _CLOCK, variant)
 
 
 def _extend_session(state: bool) -> Any:
-    return statements.extend_session(sqlite_insert, _CLOCK, state=state)
+    return statements.extend_session(sqlite_insert, _CLOCK, state)
 
 
 def _session_messages() -> Any:

@@ -5,16 +5,16 @@ What a database needs said in its own way (appends, saves) stands in `postgresql
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
 
 from sqlalchemy import (
     BigInteger,
     BindParameter,
     ColumnElement,
-    Delete,
+    Executable,
     Select,
     Text,
-    Update,
     and_,
     bindparam,
     cast,
@@ -26,7 +26,6 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from acp_store.models import EventHeadRow, EventRow, RunRow, SessionMessageRow, SessionRow
 from acp_store.models.base import Base, Name, UTCDateTime
@@ -57,17 +56,17 @@ def _name(name: str) -> BindParameter[Any]:
     return bindparam(name, type_=Name())
 
 
-def get_run() -> Select[Any]:
+def get_run() -> Executable:
     """Read one run."""
     return select(*_RUN_COLUMNS).where(RunRow.run_id == _name("run_id"))
 
 
-def run_version() -> Select[Any]:
+def run_version() -> Executable:
     """Read what a save compares."""
     return select(RunRow.version, RunRow.status).where(RunRow.run_id == _name("run_id"))
 
 
-def session_version() -> Select[Any]:
+def session_version() -> Executable:
     """Read what a save compares."""
     return select(SessionRow.version).where(SessionRow.session_id == _name("session_id"))
 
@@ -84,12 +83,12 @@ def _run_filters(filters: frozenset[str]) -> list[ColumnElement[bool]]:
     return [condition for name, condition in known.items() if name in filters]
 
 
-def count_runs(filters: frozenset[str]) -> Select[Any]:
+def count_runs(filters: frozenset[str]) -> Select[int]:
     """Count the runs that match the filters named."""
     return select(func.count()).select_from(RunRow).where(*_run_filters(filters))
 
 
-def list_runs(filters: frozenset[str], after_cursor: bool, total: bool) -> Select[Any]:
+def list_runs(filters: frozenset[str], after_cursor: bool, total: bool) -> Executable:
     """Read one page of runs; each row begins with the total (or NULL) and whether more follow."""
     conditions = _run_filters(filters)
     if after_cursor:
@@ -117,7 +116,7 @@ def list_runs(filters: frozenset[str], after_cursor: bool, total: bool) -> Selec
     )
 
 
-def get_session() -> Select[Any]:
+def get_session() -> Executable:
     """Read one session with its history joined to one text; in the order of `mapping.session_from_row`."""
     messages = (
         select(cast(SessionMessageRow.payload, Text).label("payload"))
@@ -125,7 +124,12 @@ def get_session() -> Select[Any]:
         .order_by(SessionMessageRow.position)
         .subquery()
     )
-    history = select(func.aggregate_strings(messages.c.payload, literal_column("','"))).scalar_subquery()
+    history = select(
+        func.aggregate_strings(
+            messages.c.payload,
+            literal_column("','"),  # type: ignore[arg-type]  # a plain string needs execute-time rendering
+        )
+    ).scalar_subquery()
     return select(
         SessionRow.session_id,
         history.label("history"),
@@ -137,7 +141,7 @@ def get_session() -> Select[Any]:
     ).where(SessionRow.session_id == _name("session_id"))
 
 
-def get_events() -> Select[Any]:
+def get_events() -> Executable:
     """Read a window of a run's events: `seq` is gapless, so the window is a range of it."""
     first = bindparam("offset", type_=BigInteger)
     return (
@@ -148,56 +152,57 @@ def get_events() -> Select[Any]:
     )
 
 
-def event_by_key() -> Select[Any]:
+def event_by_key() -> Executable:
     """Read the event that holds an idempotency key."""
     return select(EventRow.seq, EventRow.recorded_at, EventRow.payload).where(
         EventRow.run_id == _name("run_id"), EventRow.key == _name("key")
     )
 
 
-def delete_head() -> Delete[Any]:
+def delete_head() -> Executable:
     """Delete a run's event head; whoever holds its lock is the only writer of the run's events."""
     return delete(EventHeadRow).where(EventHeadRow.run_id == _name("run_id")).returning(literal(1))
 
 
-def delete_events() -> Delete[Any]:
+def delete_events() -> Executable:
     """Delete a run's events."""
     return delete(EventRow).where(EventRow.run_id == _name("run_id"))
 
 
-def delete_run() -> Delete[Any]:
+def delete_run() -> Executable:
     """Delete a run; its status history goes with it by cascade."""
     return delete(RunRow).where(RunRow.run_id == _name("run_id")).returning(literal(1))
 
 
-def delete_session() -> Delete[Any]:
+def delete_session() -> Executable:
     """Delete a session; its messages go with it by cascade."""
     return delete(SessionRow).where(SessionRow.session_id == _name("session_id")).returning(literal(1))
 
 
-def ping() -> Select[Any]:
+def ping() -> Executable:
     """Ask the database for something it needs no table for."""
     return select(literal_column("1"))
 
 
-def delete_all(table: type[Base]) -> Delete[Any]:
+def delete_all(table: type[Base]) -> Executable:
     """Delete every row of a table."""
     return delete(table)
 
 
-def count_rows(table: type[Base]) -> Select[Any]:
+def count_rows(table: type[Base]) -> Executable:
     """Count a table's rows."""
     return select(func.count()).select_from(table)
 
 
-def count_by_status() -> Select[Any]:
+def count_by_status() -> Executable:
     """Count runs by status."""
     return select(RunRow.status, func.count()).group_by(RunRow.status).order_by(RunRow.status)
 
 
 # ── writes both databases word alike but for the insert construct and the clock ──────────────────
 
-Upsert = postgresql.Insert | sqlite.Insert
+# PostgreSQL's insert or SQLite's: alike in what is used here, without a common base that types it.
+_Insert: TypeAlias = Callable[[Any], Any]
 
 _RUN_VALUES: Final = {
     column.key: bindparam(f"run_{column.key}", type_=column.type)
@@ -216,14 +221,19 @@ def _may_change_status(new_status: ColumnElement[Any]) -> ColumnElement[bool]:
     return or_(not_terminal, RunRow.status == new_status)
 
 
-def insert_run(insert: type[Upsert], clock: ColumnElement[Any]) -> Upsert:
-    """Insert a run that must not exist: no row comes back where it does."""
+def save_run(insert: _Insert, clock: ColumnElement[Any], variant: str, force: bool) -> Any:
+    """Save a run, returning version, time and status before; no row where that is refused."""
+    if variant == "insert":
+        return _insert_run(insert, clock)
+    return _upsert_run(insert, clock, force) if variant == "upsert" else _update_run(clock, force)
+
+
+def _insert_run(insert: _Insert, clock: ColumnElement[Any]) -> Any:
     statement = _new_run(insert, clock).on_conflict_do_nothing(index_elements=["run_id"])
     return statement.returning(RunRow.version, RunRow.updated_at, RunRow.previous_status)
 
 
-def upsert_run(insert: type[Upsert], clock: ColumnElement[Any], *, force: bool) -> Upsert:
-    """Insert a run or replace it: no row comes back where the status may not change."""
+def _upsert_run(insert: _Insert, clock: ColumnElement[Any], force: bool) -> Any:
     statement = _new_run(insert, clock)
     new = statement.excluded
     changes = {name: new[name] for name in _RUN_VALUES if name != "run_id"} | {
@@ -238,8 +248,7 @@ def upsert_run(insert: type[Upsert], clock: ColumnElement[Any], *, force: bool) 
     )
 
 
-def update_run(clock: ColumnElement[Any], *, force: bool) -> Update[Any]:
-    """Replace a run that must have a version: no row comes back where it has not, or may not change."""
+def _update_run(clock: ColumnElement[Any], force: bool) -> Any:
     changes = {name: value for name, value in _RUN_VALUES.items() if name != "run_id"} | {
         "created_at": func.coalesce(_given_created_at(), RunRow.created_at),
         "updated_at": clock,
@@ -261,9 +270,12 @@ def _given_created_at() -> BindParameter[Any]:
     return bindparam("run_created_at", type_=UTCDateTime())
 
 
-def _new_run(insert: type[Upsert], clock: ColumnElement[Any]) -> Any:
-    return insert(RunRow.__table__).values(  # type: ignore[arg-type]
-        **_RUN_VALUES, created_at=func.coalesce(_given_created_at(), clock), updated_at=clock, version=literal(1, BigInteger)
+def _new_run(insert: _Insert, clock: ColumnElement[Any]) -> Any:
+    return insert(RunRow.__table__).values(
+        **_RUN_VALUES,
+        created_at=func.coalesce(_given_created_at(), clock),
+        updated_at=clock,
+        version=literal(1, BigInteger),
     )
 
 
@@ -282,14 +294,19 @@ _SESSION_HEAD: Final = (
 )
 
 
-def insert_session(insert: type[Upsert], clock: ColumnElement[Any]) -> Upsert:
-    """Insert a session that must not exist: no row comes back where it does."""
+def save_session(insert: _Insert, clock: ColumnElement[Any], variant: str) -> Any:
+    """Save a session's head, returning it; no row where that is refused."""
+    if variant == "insert":
+        return _insert_session(insert, clock)
+    return _upsert_session(insert, clock) if variant == "upsert" else _update_session(clock)
+
+
+def _insert_session(insert: _Insert, clock: ColumnElement[Any]) -> Any:
     statement = _new_session(insert, clock).on_conflict_do_nothing(index_elements=["session_id"])
     return statement.returning(*_SESSION_HEAD)
 
 
-def upsert_session(insert: type[Upsert], clock: ColumnElement[Any]) -> Upsert:
-    """Insert a session or replace its head."""
+def _upsert_session(insert: _Insert, clock: ColumnElement[Any]) -> Any:
     statement = _new_session(insert, clock)
     changes = {name: statement.excluded[name] for name in _SESSION_VALUES if name != "session_id"} | {
         "updated_at": statement.excluded.updated_at,
@@ -298,8 +315,7 @@ def upsert_session(insert: type[Upsert], clock: ColumnElement[Any]) -> Upsert:
     return statement.on_conflict_do_update(index_elements=["session_id"], set_=changes).returning(*_SESSION_HEAD)
 
 
-def update_session(clock: ColumnElement[Any]) -> Update[Any]:
-    """Replace the head of a session that must have a version: no row comes back where it has not."""
+def _update_session(clock: ColumnElement[Any]) -> Any:
     changes = {name: value for name, value in _SESSION_VALUES.items() if name != "session_id"} | {
         "updated_at": clock,
         "version": SessionRow.version + 1,
@@ -315,7 +331,7 @@ def update_session(clock: ColumnElement[Any]) -> Update[Any]:
     )
 
 
-def extend_session(insert: type[Upsert], clock: ColumnElement[Any], *, state: bool) -> Upsert:
+def extend_session(insert: _Insert, clock: ColumnElement[Any], state: bool) -> Any:
     """Make room for `message_count` more messages in a session's head, inserting it if absent."""
     statement = _new_session(insert, clock)
     changes: dict[str, Any] = {
@@ -328,7 +344,7 @@ def extend_session(insert: type[Upsert], clock: ColumnElement[Any], *, state: bo
     return statement.on_conflict_do_update(index_elements=["session_id"], set_=changes).returning(*_SESSION_HEAD)
 
 
-def cut_session_messages() -> Delete[Any]:
+def cut_session_messages() -> Executable:
     """Delete the messages from a position on."""
     return delete(SessionMessageRow).where(
         SessionMessageRow.session_id == _name("session_id"),
@@ -336,7 +352,7 @@ def cut_session_messages() -> Delete[Any]:
     )
 
 
-def advance_head(insert: type[Upsert]) -> Upsert:
+def advance_head(insert: _Insert) -> Any:
     """Take the next `count` numbers of a run; the row's lock is held until commit."""
     count = bindparam("count", type_=BigInteger)
     return (
@@ -346,7 +362,7 @@ def advance_head(insert: type[Upsert]) -> Upsert:
     )
 
 
-def _new_session(insert: type[Upsert], clock: ColumnElement[Any]) -> Any:
+def _new_session(insert: _Insert, clock: ColumnElement[Any]) -> Any:
     return insert(SessionRow).values(
         **_SESSION_VALUES, created_at=clock, updated_at=clock, version=literal(1, BigInteger)
     )
