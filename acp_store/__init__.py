@@ -1,7 +1,8 @@
 """acp_store: runs, sessions and events of ACP agent servers in PostgreSQL or SQLite, under Alembic."""
 
-from acp_store.backends.sql.repository import SQLRepository
-from acp_store.connect import open_repository
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from acp_store.errors import (
     AcpStoreError,
     BackendUnavailableError,
@@ -38,6 +39,10 @@ from acp_store.records import (
     TrajectoryMetadata,
 )
 from acp_store.repository import UNSET, Capability, Repository
+
+if TYPE_CHECKING:
+    from acp_store.backends.sql.repository import SQLRepository
+    from acp_store.connect import open_repository
 
 __version__ = "0.1.0"
 
@@ -80,3 +85,17 @@ __all__ = [
     "__version__",
     "open_repository",
 ]
+
+# Imported when first used: SQLAlchemy takes longer to import than `acp-store --help` should.
+_LAZY = {
+    "SQLRepository": "acp_store.backends.sql.repository",
+    "open_repository": "acp_store.connect",
+}
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(_LAZY[name]), name)
+        return value

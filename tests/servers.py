@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -227,7 +228,8 @@ class Process:
             wait_until(lambda: not _alive(children), timeout=2, message=f"children of {self.name} noticed its death")
         except TimeoutError:
             for child in _alive(children):
-                os.kill(child.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child.pid, signal.SIGKILL)
             wait_until(lambda: not _alive(children), message=f"killed children of {self.name} are gone")
 
     def restart(self) -> None:
@@ -405,10 +407,11 @@ class GivenPostgres:
 
     @property
     def url(self) -> str:
-        return self._url.render_as_string(hide_password=False)
+        return self.url_for(self._url.database or "postgres")
 
     def url_for(self, database: str) -> str:
-        return self._url.set(database=database).render_as_string(hide_password=False)
+        # SQLAlchemy leaves a blank in a password as it is, which libpq refuses.
+        return self._url.set(database=database).render_as_string(hide_password=False).replace(" ", "%20")
 
     def require(self) -> None:
         """ServerUnavailableError unless the server lets us in."""
@@ -423,7 +426,7 @@ class GivenPostgres:
 
 def connect(url: str) -> psycopg.Connection[tuple[Any, ...]]:
     """A connection in autocommit mode, for what a test does behind the package's back."""
-    # As keywords: libpq does not read every URL that SQLAlchemy does, such as one with a blank in its password.
+    # As keywords: in a query SQLAlchemy writes a blank as "+", which libpq takes for a plus.
     parts = make_url(url)
     options: dict[str, Any] = {"connect_timeout": 10, **parts.query}
     return psycopg.connect(

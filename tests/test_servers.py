@@ -235,9 +235,9 @@ def test_debian_newest_complete_version(nothing_installed: Path) -> None:
 
 def test_a_given_server_keeps_its_credentials() -> None:
     """Only the database is exchanged in a URL, and its password is not shown."""
-    server = GivenPostgres("postgresql+psycopg://me:p%40s%25%3A@db.example:5433/postgres?sslmode=require")
-    assert server.url_for("t_1") == "postgresql://me:p%40s%25%3A@db.example:5433/t_1?sslmode=require"
-    assert make_url(server.url_for("t_1")).password == "p@s%:"
+    server = GivenPostgres("postgresql+psycopg://me:p%40s%20%25%3A@db.example:5433/postgres?sslmode=require")
+    assert server.url_for("t_1") == "postgresql://me:p%40s%20%25%3A@db.example:5433/t_1?sslmode=require"
+    assert make_url(server.url_for("t_1")).password == "p@s %:"
     assert "p%40s" not in repr(server)
 
 

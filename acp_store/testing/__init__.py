@@ -15,9 +15,25 @@ from __future__ import annotations
 
 import pytest
 
-pytest.register_assert_rewrite("acp_store.testing.contract")
+pytest.register_assert_rewrite(
+    *(
+        f"acp_store.testing.{module}"
+        for module in (
+            "phrases",
+            "contract",
+            "contract_events",
+            "contract_guards",
+            "contract_input",
+            "contract_lists",
+            "contract_records",
+            "contract_units",
+            "contract_values",
+            "contract_writers",
+        )
+    )
+)
 
-from acp_store.testing.contract import RepositoryContract, needs  # noqa: E402
+from acp_store.testing.contract import RepositoryContract  # noqa: E402
 from acp_store.testing.factories import (  # noqa: E402
     BAD_IDS,
     ODD_IDS,
@@ -30,6 +46,7 @@ from acp_store.testing.factories import (  # noqa: E402
     run,
     session,
 )
+from acp_store.testing.phrases import needs  # noqa: E402
 
 __all__ = [
     "BAD_IDS",

@@ -11,6 +11,7 @@ from acp_store.records import GenericEvent, Message, MessagePart, MessagePartEve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from uuid import UUID
 
 __all__ = [
     "BAD_IDS",
@@ -33,14 +34,14 @@ def at(seconds: float = 0) -> datetime:
     return _EPOCH + timedelta(seconds=seconds)
 
 
-def run(run_id: str = "run-1", **fields: Any) -> Run:
+def run(run_id: str | UUID = "run-1", **fields: Any) -> Run:
     """Return a run of the agent ``echo``, created at a fixed time."""
     return Run(**{"run_id": run_id, "agent_name": "echo", "created_at": at(), **fields})
 
 
-def session(session_id: str = "session-1", **fields: Any) -> Session:
+def session(session_id: str | UUID = "session-1", **fields: Any) -> Session:
     """Return a session."""
-    return Session(id=session_id, **fields)
+    return Session(**{"id": session_id, **fields})
 
 
 def message(text: str = "hello", *, role: str = "agent/echo", **fields: Any) -> Message:

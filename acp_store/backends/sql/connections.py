@@ -32,14 +32,10 @@ class PoolBind:
 
     def read(self, statement: Prepared, values: Values) -> list[Row]:
         with self._dialect.reading(self._engine):
-            try:
-                return self._run(statement, values, writing=False)
-            except _ConnectionLostError:
-                # A read changes nothing, so it may be repeated: once, on a fresh connection.
-                return self._run(statement, values, writing=False)
+            return self._run(statement, values, writing=False)
 
     def write(self, statement: Prepared, values: Values) -> list[Row]:
-        with self._dialect.transaction(self._engine):
+        with self._dialect.writing(self._engine):
             return self._run(statement, values, writing=True)
 
     def write_many(self, statement: Prepared, values: Sequence[Values]) -> None:
@@ -48,27 +44,39 @@ class PoolBind:
 
     @contextmanager
     def unit(self) -> Iterator[Bind]:
-        with self._dialect.transaction(self._engine), self._cursor() as (connection, cursor):
-            unit = _UnitBind(self, cursor, self._dialect)
-            with self._errors(connection):
-                cursor.execute(self._dialect.begin)
+        dialect = self._dialect
+        with dialect.writing(self._engine):
+            connection = self._check_out()
             try:
-                yield unit
-            except BaseException:
-                self._roll_back(connection, cursor)
-                raise
-            with self._errors(connection, committing=True):
-                cursor.execute("COMMIT")
+                cursor = dialect.borrow(connection)
+                unit = _UnitBind(self.prepare, cursor, dialect)
+                unit.execute(dialect.begin)
+                try:
+                    yield unit
+                    dialect.commit(cursor)
+                except BaseException:
+                    dialect.roll_back(connection)
+                    raise
+            finally:
+                self._check_in(connection)
 
-    def _run(self, statement: Prepared, values: Values, *, writing: bool) -> list[Row]:
-        with self._cursor() as (connection, cursor), self._errors(connection, committing=writing):
-            cursor.execute(statement.sql, statement.parameters(values))
-            return cursor.fetchall() if cursor.description else []
-
-    @contextmanager
-    def _cursor(self) -> Iterator[tuple[PoolProxiedConnection, Any]]:
+    def _run(self, statement: Prepared, values: Values, *, writing: bool, repeat: bool = True) -> list[Row]:
+        connection = self._check_out()
         try:
-            connection = self._engine.raw_connection()
+            cursor = self._dialect.borrow(connection)
+            cursor.execute(statement.sql, statement.parameters(values))
+            return cursor.fetchall() if statement.returns_rows else []
+        except Exception as error:
+            # A read changes nothing: when the connection turns out to be dead, once more on another.
+            if writing or not repeat or not self._dialect.is_lost(connection):
+                raise self._dialect.translate(error, committing=writing) from error
+        finally:
+            self._check_in(connection)
+        return self._run(statement, values, writing=False, repeat=False)
+
+    def _check_out(self) -> PoolProxiedConnection:
+        try:
+            return self._engine.raw_connection()
         except sqlalchemy.exc.TimeoutError as error:
             pool: Any = self._engine.pool
             raise BackendUnavailableError(
@@ -76,49 +84,20 @@ class PoolBind:
             ) from error
         except Exception as error:
             raise self._dialect.translate(error) from error
-        try:
-            with self._dialect.borrow(connection) as cursor:
-                yield connection, cursor
-        except AcpStoreError:
-            raise
-        except BaseException:
-            # Anything else may have left the driver in the middle of a conversation.
+
+    def _check_in(self, connection: PoolProxiedConnection) -> None:
+        if self._dialect.is_lost(connection):
             connection.invalidate()
-            raise
-        finally:
-            connection.close()
-
-    @contextmanager
-    def _errors(self, connection: PoolProxiedConnection, *, committing: bool = False) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            lost = connection.dbapi_connection is None or self._dialect.is_lost(connection.dbapi_connection)
-            translated = self._dialect.translate(error, committing=committing)
-            if lost:
-                connection.invalidate()
-                if not committing:
-                    raise _ConnectionLostError(str(translated)) from error
-            raise translated from error
-
-    def _roll_back(self, connection: PoolProxiedConnection, cursor: Any) -> None:
-        if not connection.is_valid:
-            return
-        try:
-            cursor.execute("ROLLBACK")
-        except Exception:  # noqa: BLE001  # a connection that cannot roll back is thrown away, which rolls back
-            connection.invalidate()
-
-
-class _ConnectionLostError(BackendUnavailableError):
-    """The connection was lost, and nothing was written."""
+        else:
+            self._dialect.give_back(connection)
+        connection.close()
 
 
 class _UnitBind:
     """Runs statements in the transaction that a `PoolBind.unit` has open."""
 
-    def __init__(self, pool: PoolBind, cursor: Any, dialect: SQLDialect) -> None:
-        self.prepare = pool.prepare
+    def __init__(self, prepare: Preparer, cursor: Any, dialect: SQLDialect) -> None:
+        self.prepare = prepare
         self._cursor = cursor
         self._dialect = dialect
         self._depth = 0
@@ -127,7 +106,11 @@ class _UnitBind:
         return self.write(statement, values)
 
     def write(self, statement: Prepared, values: Values) -> list[Row]:
-        return self._execute(statement.sql, statement.parameters(values))
+        try:
+            self._cursor.execute(statement.sql, statement.parameters(values))
+            return self._cursor.fetchall() if statement.returns_rows else []
+        except Exception as error:
+            raise self._dialect.translate(error) from error
 
     def write_many(self, statement: Prepared, values: Sequence[Values]) -> None:
         parameters = [statement.parameters(each) for each in values]
@@ -141,20 +124,19 @@ class _UnitBind:
     def unit(self) -> Iterator[Bind]:
         self._depth += 1
         name = f"acp_store_{self._depth}"
-        self._execute(f"SAVEPOINT {name}", ())
+        self.execute(f"SAVEPOINT {name}")
         try:
             yield self
         except BaseException:
-            self._execute(f"ROLLBACK TO SAVEPOINT {name}", ())
+            self.execute(f"ROLLBACK TO SAVEPOINT {name}")
             raise
         finally:
             self._depth -= 1
-        self._execute(f"RELEASE SAVEPOINT {name}", ())
+        self.execute(f"RELEASE SAVEPOINT {name}")
 
-    def _execute(self, sql: str, parameters: Any) -> list[Row]:
+    def execute(self, sql: str) -> None:
         try:
-            self._cursor.execute(sql, parameters)
-            return self._cursor.fetchall() if self._cursor.description else []
+            self._cursor.execute(sql)
         except Exception as error:
             raise self._dialect.translate(error) from error
 
@@ -177,7 +159,7 @@ class HostBind:
             result = self._connection().exec_driver_sql(
                 statement.sql, tuple(parameters) if isinstance(parameters, list) else parameters
             )
-            return [tuple(row) for row in result] if result.returns_rows else []
+            return [tuple(row) for row in result] if statement.returns_rows else []
 
     def write_many(self, statement: Prepared, values: Sequence[Values]) -> None:
         for each in values:

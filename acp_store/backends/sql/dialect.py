@@ -10,7 +10,6 @@ from datetime import datetime
 from typing import Any, ClassVar, Protocol
 
 from sqlalchemy import URL, Connection, Engine
-from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import PoolProxiedConnection
 
 from acp_store.backends.sql.prepared import Prepared, Preparer, Row, Values
@@ -58,6 +57,8 @@ class SQLDialect(ABC):
     """One database: how to open it, what its errors mean, and the writes it words in its own way."""
 
     name: ClassVar[str]
+    begin: ClassVar[str]
+    """The statement that begins a transaction that writes."""
 
     @abstractmethod
     def create_engine(self, url: URL, options: EngineOptions) -> Engine:
@@ -72,16 +73,36 @@ class SQLDialect(ABC):
         """Return a context manager in which no other process migrates the same schema."""
 
     @abstractmethod
-    def borrow(self, connection: PoolProxiedConnection) -> AbstractContextManager[Any]:
-        """Return a context manager that yields a cursor in autocommit and undoes what it set."""
-
-    @abstractmethod
-    def transaction(self, engine: Engine) -> AbstractContextManager[None]:
+    def writing(self, engine: Engine) -> AbstractContextManager[None]:
         """Return a context manager that a write is made in: it may line up threads of this process."""
 
     @abstractmethod
     def reading(self, engine: Engine) -> AbstractContextManager[None]:
         """Return a context manager that a read is made in."""
+
+    @abstractmethod
+    def borrow(self, connection: PoolProxiedConnection) -> Any:
+        """Return the driver's cursor of a connection, set to autocommit."""
+
+    @abstractmethod
+    def give_back(self, connection: PoolProxiedConnection) -> None:
+        """Undo what `borrow` set on a connection of someone else's engine."""
+
+    @abstractmethod
+    def commit(self, cursor: Any) -> None:
+        """Commit the transaction that `begin` began.
+
+        Raises:
+            AcpStoreError: It is not committed, or nobody knows (`OutcomeUnknownError`).
+        """
+
+    @abstractmethod
+    def roll_back(self, connection: PoolProxiedConnection) -> None:
+        """Undo the transaction where one is open; never raises: a lost connection undoes it too."""
+
+    @abstractmethod
+    def is_lost(self, connection: PoolProxiedConnection) -> bool:
+        """Whether a connection cannot be used again."""
 
     @abstractmethod
     def translate(self, error: Exception, *, committing: bool = False) -> AcpStoreError:
@@ -91,12 +112,6 @@ class SQLDialect(ABC):
             error: The driver's own, or SQLAlchemy's around it.
             committing: Whether a commit may have been under way.
         """
-
-    @abstractmethod
-    def is_lost(self, connection: DBAPIConnection) -> bool:
-        """Whether a connection cannot be used again."""
-
-    begin: ClassVar[str]
 
     @abstractmethod
     def time_in(self, value: datetime | None) -> Any:

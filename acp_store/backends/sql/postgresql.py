@@ -6,16 +6,15 @@ import select as io
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Final
 
 import psycopg
 import sqlalchemy as sa
-from psycopg.pq import ConnStatus
+from psycopg.pq import ConnStatus, TransactionStatus
 from sqlalchemy import URL, BigInteger, Connection, Engine, Text, bindparam, cast, event, func, insert, select
 from sqlalchemy.dialects.postgresql import insert as pg_insert
-from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 from sqlalchemy.pool import NullPool, PoolProxiedConnection
 
@@ -35,6 +34,7 @@ from acp_store.models.base import JSONText, Name
 
 __all__ = ["PostgreSQL"]
 
+_NOTHING: Final = nullcontext()
 _CLOCK: Final = func.clock_timestamp()
 _KEY_INDEX: Final = "uq_acp_events_run_id_key"
 _LOCK_POLL_SECONDS: Final = 0.05
@@ -84,29 +84,46 @@ class PostgreSQL(SQLDialect):
             connection.execute(select(func.pg_advisory_unlock(key)))
             connection.rollback()
 
-    @contextmanager
-    def borrow(self, connection: PoolProxiedConnection) -> Iterator[Any]:
-        driver: Any = connection.driver_connection
-        foreign = not driver.autocommit
-        if foreign:
-            driver.autocommit = True
+    def writing(self, engine: Engine) -> AbstractContextManager[None]:  # noqa: ARG002
+        return _NOTHING
+
+    def reading(self, engine: Engine) -> AbstractContextManager[None]:  # noqa: ARG002
+        return _NOTHING
+
+    def borrow(self, connection: PoolProxiedConnection) -> Any:
+        driver: Any = connection.dbapi_connection
         info = connection.info
+        if not driver.autocommit:
+            driver.autocommit = info["acp_foreign"] = True
         cursor = info.get("acp_cursor")
         if cursor is None or cursor.closed:
             cursor = info["acp_cursor"] = driver.cursor()
-        yield cursor
-        if foreign and not driver.closed:
+        return cursor
+
+    def give_back(self, connection: PoolProxiedConnection) -> None:
+        if connection.info.pop("acp_foreign", False):
+            driver: Any = connection.dbapi_connection
             driver.autocommit = False
 
-    def transaction(self, engine: Engine) -> AbstractContextManager[None]:  # noqa: ARG002
-        return nullcontext()
+    def commit(self, cursor: Any) -> None:
+        try:
+            cursor.execute("COMMIT")
+        except psycopg.Error as error:
+            raise self.translate(error, committing=True) from error
+        if cursor.statusmessage != "COMMIT":
+            raise BackendUnavailableError(
+                "PostgreSQL rolled the transaction back: a statement in it had failed; repeat all of it"
+            )
 
-    def reading(self, engine: Engine) -> AbstractContextManager[None]:  # noqa: ARG002
-        return nullcontext()
+    def roll_back(self, connection: PoolProxiedConnection) -> None:
+        driver: Any = connection.dbapi_connection
+        with suppress(psycopg.Error):
+            driver.rollback()
 
-    def is_lost(self, connection: DBAPIConnection) -> bool:
-        driver: Any = connection
-        return bool(driver.closed)
+    def is_lost(self, connection: PoolProxiedConnection) -> bool:
+        driver: Any = connection.dbapi_connection
+        # Not idle: an interrupt came between a statement and its result.
+        return driver is None or driver.pgconn.transaction_status != TransactionStatus.IDLE
 
     def time_in(self, value: datetime | None) -> datetime | None:
         return value
@@ -117,16 +134,20 @@ class PostgreSQL(SQLDialect):
     def translate(self, error: Exception, *, committing: bool = False) -> AcpStoreError:
         driver = error.orig if isinstance(error, DBAPIError) else error
         text = str(driver).strip().split("\n", 1)[0]
+        if isinstance(driver, (psycopg.DataError, UnicodeError)):
+            return PayloadError(f"PostgreSQL cannot store this value: {text}")
         if not isinstance(driver, psycopg.Error):
             return BackendUnavailableError(f"PostgreSQL: {text}")
         state = driver.sqlstate or ""
+        if not state and (isinstance(driver, psycopg.ProgrammingError) or '" does not exist' in text):
+            return ConfigurationError(f"PostgreSQL: {text}: check the URL (a missing database: acp-store db create)")
         if state == "23505" and driver.diag.constraint_name == _KEY_INDEX:
             return DuplicateKeyError(text)
         if state in {"42P01", "42703", "3F000"}:
             return SchemaError(f"PostgreSQL: {text}; run: acp-store db upgrade (or: alembic upgrade head)")
         if state in {"25006", "42501", "28000", "28P01", "3D000"}:
             return ConfigurationError(f"PostgreSQL: {text}")
-        if state[:2] in {"22", "54"}:
+        if state[:2] == "54":
             return PayloadError(f"PostgreSQL cannot store this value: {text}")
         if committing and (not state or state[:2] in {"08", "57"}) and state != "57014":
             return OutcomeUnknownError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from sqlalchemy import Executable
+from sqlalchemy import Executable, Select
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.sql.compiler import SQLCompiler
 
@@ -21,12 +21,15 @@ class Prepared:
 
     Attributes:
         sql: The text, with the driver's placeholders.
+        returns_rows: Whether there is something to fetch. Asking the driver's cursor costs more
+            than a small query: psycopg builds its `description` anew, column by column.
     """
 
-    __slots__ = ("_constants", "_names", "_positional", "sql")
+    __slots__ = ("_constants", "_names", "_positional", "returns_rows", "sql")
 
     def __init__(self, compiled: SQLCompiler) -> None:
         self.sql = compiled.string
+        self.returns_rows = isinstance(compiled.statement, Select) or bool(compiled.effective_returning)
         self._positional = compiled.positional
         self._names = tuple(compiled.positiontup or () if compiled.positional else compiled.binds)
         self._constants = {

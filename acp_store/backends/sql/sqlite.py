@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Final
 from weakref import WeakKeyDictionary
@@ -14,7 +14,6 @@ from weakref import WeakKeyDictionary
 import sqlalchemy as sa
 from sqlalchemy import URL, BigInteger, Connection, Engine, bindparam, event, insert, select
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool, Pool, PoolProxiedConnection, QueuePool, StaticPool
 
@@ -34,6 +33,7 @@ from acp_store.records import utc_now
 
 __all__ = ["SQLite"]
 
+_NOTHING: Final = nullcontext()
 _CLOCK: Final = bindparam("now", type_=UTCDateTime())
 _SYNCHRONOUS: Final = ("OFF", "NORMAL", "FULL", "EXTRA")
 _WAL_RETRY_SECONDS: Final = 0.02
@@ -79,27 +79,38 @@ class SQLite(SQLDialect):
     def migration_lock(self, connection: Connection, schema: str | None) -> AbstractContextManager[None]:  # noqa: ARG002
         return nullcontext()  # BEGIN IMMEDIATE is the lock
 
-    @contextmanager
-    def borrow(self, connection: PoolProxiedConnection) -> Iterator[Any]:
-        driver: Any = connection.driver_connection
-        level = driver.isolation_level
-        if level is not None:
-            driver.isolation_level = None
-        cursor = driver.cursor()
-        yield cursor
-        cursor.close()
-        if level is not None:
-            driver.isolation_level = level
-
-    def transaction(self, engine: Engine) -> AbstractContextManager[None]:
-        lock = self._locks.get(engine.pool)
-        return nullcontext() if lock is None else lock.hold()
+    def writing(self, engine: Engine) -> AbstractContextManager[None]:
+        return self._locks.get(engine.pool, _NOTHING)
 
     def reading(self, engine: Engine) -> AbstractContextManager[None]:
-        return self.transaction(engine) if isinstance(engine.pool, StaticPool) else nullcontext()
+        return self.writing(engine) if isinstance(engine.pool, StaticPool) else _NOTHING
 
-    def is_lost(self, connection: DBAPIConnection) -> bool:  # noqa: ARG002
-        return False
+    def borrow(self, connection: PoolProxiedConnection) -> Any:
+        driver: Any = connection.dbapi_connection
+        if driver.isolation_level is not None:
+            connection.info["acp_foreign"] = driver.isolation_level
+            driver.isolation_level = None
+        return driver.cursor()
+
+    def give_back(self, connection: PoolProxiedConnection) -> None:
+        level = connection.info.pop("acp_foreign", None)
+        if level is not None:
+            driver: Any = connection.dbapi_connection
+            driver.isolation_level = level
+
+    def commit(self, cursor: Any) -> None:
+        try:
+            cursor.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise self.translate(error) from error
+
+    def roll_back(self, connection: PoolProxiedConnection) -> None:
+        driver: Any = connection.dbapi_connection
+        with suppress(sqlite3.Error):
+            driver.rollback()
+
+    def is_lost(self, connection: PoolProxiedConnection) -> bool:
+        return connection.dbapi_connection is None
 
     def time_in(self, value: datetime | None) -> str | None:
         return None if value is None else f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}".rjust(26, "0")
@@ -214,8 +225,7 @@ class _ThreadLock:
         self._lock = threading.Lock()
         self._owner: int | None = None
 
-    @contextmanager
-    def hold(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         me = threading.get_ident()
         if self._owner == me:
             raise ConfigurationError(
@@ -225,11 +235,10 @@ class _ThreadLock:
         if not self._lock.acquire(timeout=self._timeout):
             raise BackendUnavailableError(f"SQLite: another thread kept the database for {self._timeout:g} s")
         self._owner = me
-        try:
-            yield
-        finally:
-            self._owner = None
-            self._lock.release()
+
+    def __exit__(self, *_: object) -> None:
+        self._owner = None
+        self._lock.release()
 
 
 class _Pragmas:

@@ -1,0 +1,277 @@
+"""The clauses on lists of runs."""
+
+from __future__ import annotations
+
+from datetime import timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from acp_store.repository import Capability, Repository
+from acp_store.testing import factories as make
+from acp_store.testing.factories import ODD_IDS, at
+from acp_store.testing.phrases import ids, needs, refused, walk, wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from acp_store.records import (
+        Run,
+    )
+
+__all__ = ["ListClauses"]
+
+
+class ListClauses:
+    """Runs are listed in order, filtered, cut into pages and counted."""
+
+    # ── lists ──────────────────────────────────────────────────────────────────────────────────
+
+    def test_runs_are_listed_newest_first(self, repository: Repository) -> None:
+        """Runs are listed by descending `created_at`, in whatever order and with whatever offset they came."""
+        for number in (3, 0, 4, 1, 2):
+            zone = timezone(timedelta(hours=3 * number - 6))
+            repository.save_run(make.run(f"run-{number}", created_at=at(number).astimezone(zone)))
+        assert ids(repository.list_runs()) == ["run-4", "run-3", "run-2", "run-1", "run-0"]
+
+    def test_a_microsecond_is_newer(self, repository: Repository) -> None:
+        """Times that differ by a microsecond are in order."""
+        for number in (2, 0, 1):
+            repository.save_run(make.run(f"run-{number}", created_at=at().replace(microsecond=number)))
+        assert ids(repository.list_runs()) == ["run-2", "run-1", "run-0"]
+
+    def test_a_list_of_nothing_is_empty(self, repository: Repository) -> None:
+        """An empty repository lists no runs and counts none."""
+        page = repository.list_runs()
+        assert (page.runs, page.total, page.next_cursor) == ([], 0, None)
+
+    def test_listed_runs_are_whole(self, repository: Repository) -> None:
+        """A listed run is the run that `get_run` returns."""
+        run = make.run(output=[make.message()], error={"code": "c", "message": "m"}, metadata={"a": 1}, x=1)
+        sent = wire(run)
+        repository.save_run(run)
+        assert [wire(listed) for listed in repository.list_runs().runs] == [sent]
+
+    def test_runs_are_listed_by_the_ten(self, repository: Repository) -> None:
+        """Without a limit the ten newest runs are listed, and all are counted."""
+        for number in range(12):
+            repository.save_run(make.run(f"run-{number}", created_at=at(number)))
+        page = repository.list_runs()
+        assert ids(page) == [f"run-{number}" for number in range(11, 1, -1)]
+        assert page.total == 12
+
+    def test_the_windows_of_runs_are_exact(self, repository: Repository) -> None:
+        """`limit` and `offset` cut exactly, and the total is that of all, whatever is cut."""
+        newest_first = [f"run-{number}" for number in range(6, -1, -1)]
+        for number in range(7):
+            repository.save_run(make.run(f"run-{number}", created_at=at(number)))
+        for limit in (0, 1, 3, 7, 8, 1_000_000):
+            for offset in (0, 1, 6, 7, 8, 1_000_000):
+                page = repository.list_runs(limit=limit, offset=offset)
+                assert ids(page) == newest_first[offset : offset + limit], f"limit {limit}, offset {offset}"
+                assert page.total == 7, f"limit {limit}, offset {offset}"
+
+    def test_runs_of_one_time_are_each_on_one_page(self, repository: Repository) -> None:
+        """Paging by offset meets every run exactly once, also where all have the same time."""
+        names = {f"run-{number}" for number in range(7)}
+        for name in names:
+            repository.save_run(make.run(name))
+        paged = [name for offset in range(0, 9, 3) for name in ids(repository.list_runs(limit=3, offset=offset))]
+        assert len(paged) == len(names)
+        assert set(paged) == names
+
+    def test_runs_are_filtered_by_agent_and_session(self, repository: Repository) -> None:
+        """Filters by agent and by session combine, and the total counts the matches only."""
+        for number in range(12):
+            repository.save_run(
+                make.run(
+                    f"run-{number:02}",
+                    agent_name="even" if number % 2 == 0 else "odd",
+                    session_id=None if number % 3 == 2 else f"session-{number % 3}",
+                    created_at=at(number),
+                )
+            )
+        for filters, wanted in (
+            ({}, range(12)),
+            ({"agent_name": "even"}, range(0, 12, 2)),
+            ({"session_id": "session-1"}, range(1, 12, 3)),
+            ({"agent_name": "odd", "session_id": "session-0"}, (3, 9)),
+            ({"agent_name": "none"}, ()),
+            ({"agent_name": "odd", "session_id": "none"}, ()),
+        ):
+            names = [f"run-{number:02}" for number in sorted(wanted, reverse=True)]
+            for limit in (1, 100):
+                page = repository.list_runs(limit=limit, **filters)  # type: ignore[arg-type]
+                assert ids(page) == names[:limit], filters
+                assert page.total == len(names), filters
+
+    def test_filters_follow_the_last_save(self, repository: Repository) -> None:
+        """A run is found by the agent and session it was saved with last, and no longer by those before."""
+        repository.save_run(make.run(agent_name="old", session_id="session-1"))
+        repository.save_run(make.run(agent_name="new", session_id="session-2"))
+        assert ids(repository.list_runs(agent_name="new", session_id="session-2")) == ["run-1"]
+        assert repository.list_runs(agent_name="old").total == 0
+        assert repository.list_runs(session_id="session-1").total == 0
+
+    @needs(Capability.FILTERS)
+    def test_runs_are_filtered_by_status(self, repository: Repository) -> None:
+        """A filter by status finds the runs that have it now, exactly, known or not."""
+        for number, status in enumerate(("created", "in-progress", "in-progress", "acme", "ACME", "completed")):
+            repository.save_run(make.run(f"run-{number}", status=status, created_at=at(number)))
+        repository.save_run(make.run("run-1", status="completed", created_at=at(1)))
+        for status, names in (
+            ("created", ["run-0"]),
+            ("in-progress", ["run-2"]),
+            ("completed", ["run-5", "run-1"]),
+            ("acme", ["run-3"]),
+            ("failed", []),
+        ):
+            page = repository.list_runs(status=status)
+            assert (ids(page), page.total) == (names, len(names))
+
+    @needs(Capability.FILTERS)
+    @pytest.mark.parametrize("hours", [0, 5.5, -8])
+    def test_runs_are_filtered_by_time(self, repository: Repository, hours: float) -> None:
+        """`created_after` includes its time, `created_before` does not, in any offset."""
+        zone = timezone(timedelta(hours=hours))
+        for number in range(5):
+            repository.save_run(make.run(f"run-{number}", created_at=at(number)))
+        after, before = at(1).astimezone(zone), at(3).astimezone(zone)
+        assert ids(repository.list_runs(created_after=after)) == ["run-4", "run-3", "run-2", "run-1"]
+        assert ids(repository.list_runs(created_before=before)) == ["run-2", "run-1", "run-0"]
+        assert ids(repository.list_runs(created_after=after, created_before=before)) == ["run-2", "run-1"]
+        assert repository.list_runs(created_after=after, created_before=before, limit=1).total == 2
+        moment = timedelta(microseconds=1)
+        assert repository.list_runs(created_after=after + moment, created_before=before).total == 1
+        assert repository.list_runs(created_after=after, created_before=before + moment).total == 3
+        assert repository.list_runs(created_after=before, created_before=after).total == 0
+
+    @needs(Capability.FILTERS)
+    def test_all_filters_combine(self, repository: Repository) -> None:
+        """Every two, three and all filters together find the runs that match each of them."""
+        runs = [
+            make.run(
+                f"run-{number:02}",
+                agent_name=f"agent-{number % 2}",
+                session_id=f"session-{number % 3}",
+                status=("created", "in-progress")[number // 2 % 2],
+                created_at=at(number),
+            )
+            for number in range(24)
+        ]
+        for run in runs:
+            repository.save_run(run)
+        tests: dict[str, tuple[Any, Callable[[Run], bool]]] = {
+            "agent_name": ("agent-1", lambda run: run.agent_name == "agent-1"),
+            "session_id": ("session-2", lambda run: run.session_id == "session-2"),
+            "status": ("created", lambda run: run.status == "created"),
+            "created_after": (at(5), lambda run: run.created_at >= at(5)),
+            "created_before": (at(20), lambda run: run.created_at < at(20)),
+        }
+        for choice in range(2 ** len(tests)):
+            chosen = [name for place, name in enumerate(tests) if choice >> place & 1]
+            page = repository.list_runs(limit=100, **{name: tests[name][0] for name in chosen})
+            wanted = [run.run_id for run in reversed(runs) if all(tests[name][1](run) for name in chosen)]
+            assert (ids(page), page.total) == (wanted, len(wanted)), chosen
+
+    # ── cursors ────────────────────────────────────────────────────────────────────────────────
+
+    @needs(Capability.CURSORS)
+    def test_ties_are_in_order_of_their_ids(self, repository: Repository) -> None:
+        """Runs of one time are listed by ascending run id, compared by code point."""
+        names = ["B", "a", "A-1", "A1", "A 1", "_", "~", "10", "9", "\u00e9", "e\u0301", "z", "\uff5e", "\U0001f600"]
+        for name in names:
+            repository.save_run(make.run(name))
+        repository.save_run(make.run("newer", created_at=at(1)))
+        repository.save_run(make.run("older", created_at=at(-1)))
+        wanted = ["newer", *sorted(names), "older"]
+        assert ids(repository.list_runs(limit=100)) == wanted
+        assert [name for page in walk(repository, limit=3) for name in page] == wanted
+
+    @needs(Capability.CURSORS)
+    @pytest.mark.parametrize("limit", range(1, 9))
+    def test_the_cursor_walks_all_runs(self, repository: Repository, limit: int) -> None:
+        """Following the cursor meets every run once, in pages that are full but for the last."""
+        for number in range(7):
+            repository.save_run(make.run(f"run-{number}", created_at=at(number // 3)))
+        wanted = ids(repository.list_runs(limit=100))
+        assert walk(repository, limit=limit) == [wanted[start : start + limit] for start in range(0, 7, limit)]
+
+    @needs(Capability.CURSORS)
+    def test_the_last_page_has_no_cursor(self, repository: Repository) -> None:
+        """`next_cursor` is None where nothing follows, also where the page is just full."""
+        assert repository.list_runs().next_cursor is None
+        for number in range(4):
+            repository.save_run(make.run(f"run-{number}"))
+        assert repository.list_runs(limit=4).next_cursor is None
+        assert repository.list_runs(limit=5).next_cursor is None
+        assert repository.list_runs(limit=3).next_cursor is not None
+
+    @needs(Capability.CURSORS)
+    def test_a_cursor_keeps_to_the_filters(self, repository: Repository) -> None:
+        """A walk with filters meets exactly the runs that match them, and counts them on every page."""
+        for number in range(12):
+            repository.save_run(make.run(f"run-{number:02}", agent_name=f"agent-{number % 2}", session_id="session-1"))
+        filters: dict[str, Any] = {"agent_name": "agent-1", "session_id": "session-1", "limit": 2}
+        assert walk(repository, **filters) == [["run-01", "run-03"], ["run-05", "run-07"], ["run-09", "run-11"]]
+        cursor = repository.list_runs(**filters).next_cursor
+        assert repository.list_runs(cursor=cursor, **filters).total == 6
+
+    @needs(Capability.CURSORS)
+    def test_a_cursor_survives_deletes(self, repository: Repository) -> None:
+        """A cursor goes on where it stood, though its run, runs before it and runs after it were deleted."""
+        for number in range(10):
+            repository.save_run(make.run(f"run-{number}"))
+        first = repository.list_runs(limit=4)
+        for name in ("run-0", "run-3", "run-5"):
+            repository.delete_run(name)
+        second = repository.list_runs(limit=4, cursor=first.next_cursor)
+        assert ids(second) == ["run-4", "run-6", "run-7", "run-8"]
+        for name in ("run-4", "run-6", "run-7", "run-8"):
+            repository.delete_run(name)
+        assert ids(repository.list_runs(limit=4, cursor=second.next_cursor)) == ["run-9"]
+
+    @needs(Capability.CURSORS)
+    def test_a_cursor_survives_new_runs(self, repository: Repository) -> None:
+        """Newer runs that come during a walk neither enter it nor repeat a run."""
+        for number in range(6):
+            repository.save_run(make.run(f"run-{number}"))
+        walked = []
+        cursor: str | None = None
+        for number in range(3):
+            page = repository.list_runs(limit=2, cursor=cursor)
+            walked += ids(page)
+            cursor = page.next_cursor
+            repository.save_run(make.run(f"new-{number}", created_at=at(number + 1)))
+        assert walked == [f"run-{number}" for number in range(6)]
+        assert cursor is None
+
+    @needs(Capability.CURSORS)
+    def test_a_cursor_stands_behind_any_id(self, repository: Repository) -> None:
+        """A walk meets runs with ids of any characters."""
+        for run_id in ODD_IDS.values():
+            repository.save_run(make.run(run_id))
+        walked = [run_id for page in walk(repository, limit=1) for run_id in page]
+        assert walked == sorted(ODD_IDS.values())
+
+    @needs(Capability.CURSORS)
+    def test_a_page_need_not_count(self, repository: Repository) -> None:
+        """``total=False`` leaves out the count and nothing else."""
+        for number in range(3):
+            repository.save_run(make.run(f"run-{number}"))
+        page = repository.list_runs(limit=2, total=False)
+        assert page.total is None
+        assert ids(page) == ["run-0", "run-1"]
+        assert ids(repository.list_runs(cursor=page.next_cursor, total=False)) == ["run-2"]
+
+    @needs(Capability.CURSORS)
+    @pytest.mark.parametrize(
+        "cursor",
+        ["x", "garbage", "\U0001f600", "bnVsbA==", "WzFd", "e30=", "W10=", "WyJ4IiwieSJd", "a" * 5_000, "-1", "'; --"],
+        ids=range(11),
+    )
+    def test_a_strange_cursor_is_refused(self, repository: Repository, cursor: str) -> None:
+        """A cursor that this repository never gave out raises a `PayloadError`."""
+        repository.save_run(make.run())
+        with refused():
+            repository.list_runs(cursor=cursor)

@@ -1,0 +1,191 @@
+"""Every fenced example of the documentation runs, page by page, from top to bottom, and shows what it says.
+
+A page is read in a fresh copy of what a checkout has at its top, with the project's environment:
+
+* ``python`` runs in one namespace a page, ``console`` in a shell for each ``$``, `export` lasts;
+* a block under ``<!-- file: name -->`` is written to that file;
+* ``sql`` runs on the recorded traffic, on SQLite and PostgreSQL, or on the one an HTML comment names;
+* a ``text`` block is the output of the block before it. ``...`` stands for anything.
+
+``postgresql://postgres@localhost/acp`` is a PostgreSQL database without tables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import doctest
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+from sqlalchemy import create_engine, make_url
+
+from acp_store import open_repository
+from tests.docs.pages import PAGES, ROOT, Block, blocks_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_IN_A_CHECKOUT: Final = ("Makefile", "README.md", "LICENSE", "alembic.ini", "constraints.txt", "pyproject.toml")
+_SHOWN_URL: Final = re.compile(r"(postgresql://postgres)(:[^@\s'\"]*)?@localhost/acp\b")
+# What a page tells people to run and a test of it cannot: the suite would run itself.
+_INSTEAD: Final = {"make test": "make test ARGS=--version", "make lint": "make lint --dry-run"}
+_FLAGS: Final = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+WITH_EXAMPLES: Final = [name for name, path in PAGES.items() if blocks_of(path)]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A directory as a fresh clone has it, with the environment of the tests as its own."""
+    top = tmp_path / "acp_store"
+    for directory in ("migrations", "docs", "tests/data"):
+        shutil.copytree(ROOT / directory, top / directory, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in _IN_A_CHECKOUT:
+        shutil.copy(ROOT / name, top)
+    environment = top / ".venv"
+    environment.mkdir()
+    for entry in Path(sys.prefix).iterdir():
+        if entry.name != ".installed":
+            (environment / entry.name).symlink_to(entry)
+    (environment / ".installed").touch()
+    return top
+
+
+@pytest.fixture
+def recorded(recordings: list[dict[str, Any]]) -> Callable[[str], str]:
+    """A function that loads the recorded traffic into a migrated database and returns its URL."""
+
+    def load(url: str) -> str:
+        with open_repository(url) as repository:
+            for line in recordings:
+                repository.save_session(line["session"])
+                repository.save_run({**line["run"], "input": line["input"], "mode": line["mode"]})
+                repository.add_events(line["run"]["run_id"], line["events"])
+        return url
+
+    return load
+
+
+class Reader:
+    """Somebody who does what a page says."""
+
+    def __init__(self, page: str, checkout: Path, postgres_url: str, sql_urls: dict[str, str]) -> None:
+        self._page = page
+        self._checkout = checkout
+        self._postgres_url = postgres_url
+        self._sql_urls = sql_urls
+        self._names: dict[str, Any] = {"__name__": "__main__"}
+        self._environment = {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "HOME": str(checkout),
+            "LC_ALL": "C.UTF-8",
+            "COLUMNS": "100",
+        }
+
+    def do(self, block: Block) -> None:
+        if block.mark.startswith("file: "):
+            path = self._checkout / block.mark.removeprefix("file: ")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(self._here(block.text), encoding="utf-8")
+        elif block.kind == "python":
+            self._compare(block, block.text, block.output, self._python(block))
+        elif block.kind == "console":
+            assert block.output is None, "a console block shows its own output"
+            for command, output in _commands(block.text):
+                self._compare(block, command, output, self._console(command))
+        elif block.kind == "sql":
+            for name, url in self._sql_urls.items():
+                if block.mark in ("", name):
+                    self._compare(block, f"{name}: {block.text}", block.output, _sql(url, block.text))
+        else:
+            pytest.fail(f"{self._page}:{block.line}: nobody runs a block of {block.kind or 'no language'}")
+
+    def _python(self, block: Block) -> str:
+        # Empty lines in front, so that a traceback names the page's own lines.
+        source = "\n" * (block.line - 1) + self._here(block.text)
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(source, self._page, "exec", dont_inherit=True), self._names)  # noqa: S102
+        return printed.getvalue()
+
+    def _console(self, command: str) -> str:
+        if command.startswith("export "):
+            name, _, value = command.removeprefix("export ").partition("=")
+            self._environment[name] = os.environ[name] = self._here(value).strip("'\"")
+            return ""
+        done = subprocess.run(
+            ["bash", "-c", self._here(_INSTEAD.get(command, command))],
+            cwd=self._checkout,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{self._page}: $ {command}\n{done.stdout}"
+        return done.stdout
+
+    def _here(self, text: str) -> str:
+        """Return the text with the URL of this run's server in the place of the one shown."""
+
+        def replace(found: re.Match[str]) -> str:
+            url = make_url(self._postgres_url)
+            return self._postgres_url if found[2] is None or url.password else f"{found[1]}{found[2]}@{url.host}:{url.port}/{url.database}"
+
+        return _SHOWN_URL.sub(replace, text)
+
+    def _compare(self, block: Block, what: str, shown: str | None, got: str) -> None:
+        if shown is not None and not doctest.OutputChecker().check_output(self._here(shown), got, _FLAGS):
+            pytest.fail(f"{self._page}:{block.line}: {what}\nshown:\n{shown}\ngot:\n{got}", pytrace=False)
+
+
+def _commands(text: str) -> list[tuple[str, str | None]]:
+    """Return each command of a console block with the output shown for it."""
+    found: list[tuple[str, str | None]] = []
+    for part in re.split(r"^\$ ", text, flags=re.MULTILINE):
+        lines = part.splitlines(keepends=True)
+        end = next((index for index, line in enumerate(lines) if not line.endswith("\\\n")), 0) + 1
+        command, output = "".join(lines[:end]).strip(), "".join(lines[end:])
+        if command:
+            found.append((command, output or None))
+    return found
+
+
+def _sql(url: str, text: str) -> str:
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    output = ""
+    with engine.begin() as db:
+        for statement in re.split(r";\s*\n", text):
+            if statement.strip():
+                result = db.exec_driver_sql(statement)
+                rows = [result.keys(), *result] if result.returns_rows else []
+                output = "\n".join(" | ".join("" if cell is None else str(cell) for cell in row) for row in rows)
+    engine.dispose()
+    return output
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def test_examples(
+    name: str,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    checkout: Path,
+    recorded: Callable[[str], str],
+) -> None:
+    """What the page shows is what happens."""
+    blocks = blocks_of(PAGES[name])
+    wanted = {"sqlite": "sqlite_url", "postgresql": "postgres_url"} if any(b.kind == "sql" for b in blocks) else {}
+    sql_urls = {kind: recorded(request.getfixturevalue(fixture)) for kind, fixture in wanted.items()}
+    with_server = any(_SHOWN_URL.search(block.text) for block in blocks)
+    reader = Reader(name, checkout, request.getfixturevalue("empty_postgres_url") if with_server else "", sql_urls)
+    monkeypatch.chdir(checkout)
+    monkeypatch.setenv("DATABASE_URL", "")
+    for block in blocks:
+        reader.do(block)
