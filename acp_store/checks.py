@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from pydantic_core import from_json, to_json
@@ -56,16 +56,19 @@ def check_count(what: str, value: object) -> int:
 
 
 def check_time(what: str, value: object) -> datetime:
-    """Return a time, if it is an aware one.
+    """Return a time in UTC, if it is an aware one.
 
     Raises:
-        PayloadError: It is no `datetime`, or a naive one.
+        PayloadError: It is no `datetime`, a naive one, or has no form in UTC.
     """
     if not isinstance(value, datetime):
         raise PayloadError(f"{what} must be a datetime, not {type(value).__name__}")
     if value.tzinfo is None:
         raise PayloadError(f"{what} is a naive time: give it a time zone, as in datetime.now(timezone.utc)")
-    return value
+    try:
+        return value.astimezone(UTC)
+    except OverflowError as error:
+        raise PayloadError(f"{what} is outside of the years 1 to 9999 in UTC") from error
 
 
 def cursor_of(created_at: datetime, run_id: str) -> str:

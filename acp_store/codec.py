@@ -12,6 +12,7 @@ Stored text is JSON, compact, in UTF-8, with two things of our own:
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from datetime import datetime
@@ -23,7 +24,16 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 from acp_store.errors import PayloadError
 from acp_store.records import AnyEvent, Event, Record, has_declared_order, restore_order
 
-__all__ = ["MAX_DEPTH", "decode_events", "decode_record", "decode_value", "encode", "escape_nul", "unescape_nul"]
+__all__ = [
+    "MAX_DEPTH",
+    "decode_events",
+    "decode_record",
+    "decode_value",
+    "encode",
+    "escape_nul",
+    "same_value",
+    "unescape_nul",
+]
 
 MAX_DEPTH: Final = 180
 """How deep a stored value may nest. pydantic reads 200 levels; the rest is what encloses a value."""
@@ -32,6 +42,9 @@ _ESCAPE = "\u2400"
 _NUL_OR_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000|" + _ESCAPE)
 _ESCAPED = re.compile(_ESCAPE + r"([0" + _ESCAPE + "])")
 _NOT_FINITE = re.compile(r'"(?:[^"\\]|\\.)*"|(-?(?:NaN|Infinity))', re.DOTALL)
+# Python's limit for reading an integer (sys.set_int_max_str_digits).
+_MAX_DIGITS: Final = 4300
+_LONG_NUMBER = re.compile(rf'"(?:[^"\\]|\\.)*"|([0-9]{{{_MAX_DIGITS + 1},}})', re.DOTALL)
 _STRINGS_OR_SCALARS = re.compile(r'"(?:[^"\\]|\\.)*"|[^\[\]{}"]+', re.DOTALL)
 
 _EVENTS: TypeAdapter[list[Event]] = TypeAdapter(list[AnyEvent])
@@ -57,6 +70,8 @@ def encode(what: str, value: Any) -> str:
         raise PayloadError(f"{what} has no JSON form: NaN and Infinity are no JSON numbers (RFC 8259, section 6)")
     if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
         raise PayloadError(f"{what} is nested deeper than {MAX_DEPTH} levels")
+    if len(text) > _MAX_DIGITS and any(found[1] for found in _LONG_NUMBER.finditer(text)):
+        raise PayloadError(f"{what} has an integer of more than {_MAX_DIGITS} digits, which Python does not read back")
     if not has_declared_order(value):
         text = f"{text[0]} {text[1:]}"
     return escape_nul(text)
@@ -64,7 +79,7 @@ def encode(what: str, value: Any) -> str:
 
 def _dump(value: Any) -> str:
     if isinstance(value, Record):
-        return value.__pydantic_serializer__.to_json(value, exclude_unset=True).decode()
+        return value.__pydantic_serializer__.to_json(value, exclude_unset=True, warnings="error").decode()
     if isinstance(value, list):
         return "[" + ",".join(map(_dump, value)) + "]"
     return to_json(value, inf_nan_mode="constants", by_alias=True).decode()
@@ -73,6 +88,15 @@ def _dump(value: Any) -> str:
 def decode_value(text: str) -> Any:
     """Return the JSON value of a stored text."""
     return from_json(unescape_nul(text))
+
+
+def same_value(text: str, other: str) -> bool:
+    """Whether two stored texts hold the same JSON value; 1, 1.0 and true are three values."""
+    if text == other:
+        return True
+    # Python's own == says that 1 == 1.0 == True.
+    first, second = (json.dumps(decode_value(each), sort_keys=True) for each in (text, other))
+    return first == second
 
 
 def decode_record(kind: type[R], text: str, *, in_order: bool) -> R:

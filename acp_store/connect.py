@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import URL
+from sqlalchemy import URL, make_url
 
-from acp_store.backends.sql.engine import DEFAULT_URL
+from acp_store.backends.sql.engine import DEFAULT_URL, parse_url
 from acp_store.backends.sql.repository import SQLRepository
 from acp_store.repository import Repository
 
-__all__ = ["open_repository"]
+__all__ = ["open_repository", "printable_url", "resolve_url"]
 
+_SECRETS: Final = ("password", "sslpassword")
 _logger = logging.getLogger("acp_store")
 
 
@@ -32,15 +33,30 @@ def open_repository(url: str | URL | None = None, *, upgrade: bool = False, **op
         BackendUnavailableError: The database cannot be reached.
         ConfigurationError: The URL or an option is wrong.
     """
-    if url is None:
-        url = os.environ.get("DATABASE_URL")
-    if not url:
-        url = DEFAULT_URL
-        _logger.info("no URL given and DATABASE_URL is not set: using %s", url)
-    repository = SQLRepository(url, **options)
+    repository = SQLRepository(resolve_url(url), **options)
     try:
         repository.require_schema(upgrade=upgrade)
     except BaseException:
         repository.close()
         raise
     return repository
+
+
+def resolve_url(url: str | URL | None) -> str | URL:
+    """Return the URL to use: the given one, else ``$DATABASE_URL``, else ``sqlite:///acp.db``."""
+    if url is None:
+        url = os.environ.get("DATABASE_URL")
+    if not url:
+        url = DEFAULT_URL
+        _logger.info("no URL given and DATABASE_URL is not set: using %s", url)
+    return url
+
+
+def printable_url(url: str | URL) -> str:
+    """Return a URL as it may be shown: without a password, wherever in it that stood.
+
+    Raises:
+        ConfigurationError: The URL cannot be used.
+    """
+    parse_url(url)
+    return make_url(url).difference_update_query(_SECRETS).render_as_string(hide_password=True)

@@ -15,7 +15,7 @@ import base64
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
 from uuid import UUID, uuid4
@@ -92,6 +92,9 @@ TERMINAL_STATUSES: Final = frozenset({RunStatus.COMPLETED, RunStatus.FAILED, Run
 def _time_to_json(value: datetime) -> str:
     if value.tzinfo is None:
         raise ValueError(f"naive time {value.isoformat()}: give it a time zone, as in datetime.now(timezone.utc)")
+    offset = value.utcoffset()
+    if offset and offset % timedelta(minutes=1):  # RFC 3339 knows no seconds in an offset
+        value = value.astimezone(UTC)
     return value.isoformat().replace("+00:00", "Z")
 
 
@@ -323,6 +326,7 @@ class Run(Record):
         "created_at",
         "finished_at",
     )
+    BEYOND_THE_WIRE: ClassVar[tuple[str, ...]] = ("input", "mode", "metadata")
     _always: ClassVar[tuple[str, ...]] = WIRE_FIELDS
     _lists: ClassVar[tuple[str, ...]] = ("output",)
 
@@ -394,6 +398,7 @@ class Session(Record):
     """
 
     WIRE_FIELDS: ClassVar[tuple[str, ...]] = ("id", "history", "state")
+    BEYOND_THE_WIRE: ClassVar[tuple[str, ...]] = ()
     _always: ClassVar[tuple[str, ...]] = WIRE_FIELDS
     _lists: ClassVar[tuple[str, ...]] = ("history",)
 
@@ -575,7 +580,10 @@ def as_event(value: object) -> Event:
         return value
 
     def validate(source: object) -> Event:
-        event = _ANY_EVENT.validate_python(source)
+        try:
+            event = _ANY_EVENT.validate_python(source)
+        except ValidationError:
+            event = Event.__pydantic_validator__.validate_python(source)  # whose error is the plainer one
         restore_order(event, source)
         return event
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from xml.sax.saxutils import escape
 
-from sqlalchemy import Column, Table
-from sqlalchemy.dialects import postgresql
+from sqlalchemy import Column, Table, make_url
 
 from acp_store.models import Base
 
@@ -24,6 +23,7 @@ PLACES: Final = {
 }
 # A column that holds a parent's key without a foreign key is drawn as a dashed line.
 PARENTS: Final = {"run_id": "acp_runs", "session_id": "acp_sessions"}
+POSTGRESQL: Final = make_url("postgresql+psycopg://").get_dialect()()
 SHORT: Final = {"TIMESTAMP WITH TIME ZONE": "timestamptz", 'TEXT COLLATE "C"': "text"}
 
 WIDTH, ROW, HEAD, GAP_X, GAP_Y, MARGIN = 270, 20, 28, 110, 34, 40
@@ -70,7 +70,7 @@ def boxes() -> dict[str, Box]:
 
 
 def type_name(column: Column[object]) -> str:
-    name = column.type.compile(dialect=postgresql.dialect())
+    name = column.type.compile(dialect=POSTGRESQL)
     return SHORT.get(name, name.lower()) + ("?" if column.nullable else "")
 
 
@@ -133,10 +133,10 @@ def diagram() -> str:
         f'<text class="note" x="{MARGIN}" y="{bottom - ROW * (len(notes) - 1 - index)}">{note}</text>'
         for index, note in enumerate(notes)
     ]
+    size = f'viewBox="0 0 {width} {bottom + MARGIN}" width="{width}" height="{bottom + MARGIN}"'
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {bottom + MARGIN}"'
-            f' width="{width}" height="{bottom + MARGIN}" role="img" aria-label="The tables of acp_store">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="The tables of acp_store">',
             f"<style>{STYLE}</style>",
             '<rect width="100%" height="100%" fill="#fff"/>',
             *lines,

@@ -22,18 +22,19 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
 
 import pytest
-from sqlalchemy import create_engine, make_url
+from sqlalchemy import Engine, create_engine, make_url
 
-from acp_store import open_repository
+from acp_store import Repository, open_repository
 from tests.docs.pages import PAGES, ROOT, Block, blocks_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _IN_A_CHECKOUT: Final = ("Makefile", "README.md", "LICENSE", "alembic.ini", "constraints.txt", "pyproject.toml")
-_SHOWN_URL: Final = re.compile(r"(postgresql://postgres)(:[^@\s'\"]*)?@localhost/acp\b")
+_SHOWN_URL: Final = re.compile(r"(postgresql(?:\+psycopg)?)://postgres(:[^@\s'\"]*)?@localhost/acp\b")
 # What a page tells people to run and a test of it cannot: the suite would run itself.
 _INSTEAD: Final = {"make test": "make test ARGS=--version", "make lint": "make lint --dry-run"}
 _FLAGS: Final = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -76,9 +77,17 @@ def recorded(recordings: list[dict[str, Any]]) -> Callable[[str], str]:
 class Reader:
     """Somebody who does what a page says."""
 
-    def __init__(self, page: str, checkout: Path, postgres_url: str, sql_urls: dict[str, str]) -> None:
+    def __init__(
+        self,
+        page: str,
+        checkout: Path,
+        postgres_url: str,
+        sql_urls: dict[str, str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
         self._page = page
         self._checkout = checkout
+        self._monkeypatch = monkeypatch
         self._postgres_url = postgres_url
         self._sql_urls = sql_urls
         self._names: dict[str, Any] = {"__name__": "__main__"}
@@ -107,18 +116,27 @@ class Reader:
         else:
             pytest.fail(f"{self._page}:{block.line}: nobody runs a block of {block.kind or 'no language'}")
 
+    def leave(self) -> None:
+        """Close what examples leave open, as the end of their process would."""
+        for value in self._names.values():
+            if isinstance(value, Engine):
+                value.dispose()
+            elif isinstance(value, Repository):
+                value.close()
+
     def _python(self, block: Block) -> str:
         # Empty lines in front, so that a traceback names the page's own lines.
         source = "\n" * (block.line - 1) + self._here(block.text)
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(source, self._page, "exec", dont_inherit=True), self._names)  # noqa: S102
+            exec(compile(source, self._page, "exec", dont_inherit=True), self._names)
         return printed.getvalue()
 
     def _console(self, command: str) -> str:
         if command.startswith("export "):
             name, _, value = command.removeprefix("export ").partition("=")
-            self._environment[name] = os.environ[name] = self._here(value).strip("'\"")
+            self._environment[name] = self._here(value).strip("'\"")
+            self._monkeypatch.setenv(name, self._environment[name])
             return ""
         done = subprocess.run(
             ["bash", "-c", self._here(_INSTEAD.get(command, command))],
@@ -134,10 +152,12 @@ class Reader:
 
     def _here(self, text: str) -> str:
         """Return the text with the URL of this run's server in the place of the one shown."""
+        url = make_url(self._postgres_url)
 
         def replace(found: re.Match[str]) -> str:
-            url = make_url(self._postgres_url)
-            return self._postgres_url if found[2] is None or url.password else f"{found[1]}{found[2]}@{url.host}:{url.port}/{url.database}"
+            password = unquote(found[2][1:]) if found[2] else None
+            shown = url.set(drivername=found[1], password=url.password or password)
+            return shown.render_as_string(hide_password=False)
 
         return _SHOWN_URL.sub(replace, text)
 
@@ -184,8 +204,11 @@ def test_examples(
     wanted = {"sqlite": "sqlite_url", "postgresql": "postgres_url"} if any(b.kind == "sql" for b in blocks) else {}
     sql_urls = {kind: recorded(request.getfixturevalue(fixture)) for kind, fixture in wanted.items()}
     with_server = any(_SHOWN_URL.search(block.text) for block in blocks)
-    reader = Reader(name, checkout, request.getfixturevalue("empty_postgres_url") if with_server else "", sql_urls)
+    server = request.getfixturevalue("empty_postgres_url") if with_server else "postgresql://"
     monkeypatch.chdir(checkout)
-    monkeypatch.setenv("DATABASE_URL", "")
-    for block in blocks:
-        reader.do(block)
+    reader = Reader(name, checkout, server, sql_urls, monkeypatch)
+    try:
+        for block in blocks:
+            reader.do(block)
+    finally:
+        reader.leave()

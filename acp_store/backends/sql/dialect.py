@@ -15,7 +15,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 from acp_store.backends.sql.prepared import Prepared, Preparer, Row, Values
 from acp_store.errors import AcpStoreError
 
-__all__ = ["Bind", "DuplicateKeyError", "EngineOptions", "SQLDialect"]
+__all__ = ["Bind", "DuplicateKeyError", "EngineOptions", "Finding", "SQLDialect"]
 
 
 class DuplicateKeyError(AcpStoreError):
@@ -51,6 +51,21 @@ class EngineOptions:
 
     timeout: float = 30.0
     pool_size: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at in a database.
+
+    Attributes:
+        check: What was looked at, in a word: ``revision``, ``tables``, ``rights``, ...
+        detail: What was found, in a sentence.
+        fix: The command or the SQL that mends it; None where nothing is wrong.
+    """
+
+    check: str
+    detail: str
+    fix: str | None = None
 
 
 class SQLDialect(ABC):
@@ -123,7 +138,11 @@ class SQLDialect(ABC):
 
     @abstractmethod
     def save_run(self, bind: Bind, values: Values, *, expected: int | None, force: bool) -> Row | None:
-        """Save a run and, where its status changed, the history; return version and time, None if refused."""
+        """Save a run and, where its status changed, the history.
+
+        Returns:
+            Version, time of the save and time of creation; None if refused.
+        """
 
     @abstractmethod
     def save_session(self, bind: Bind, values: Values, messages: Sequence[str], *, expected: int | None) -> Row | None:
@@ -144,3 +163,11 @@ class SQLDialect(ABC):
     @abstractmethod
     def append_events(self, bind: Bind, run_id: str, events: Sequence[tuple[str, str]]) -> Row:
         """Append events, given as type and payload, with consecutive numbers; return the first seq and the time."""
+
+    @abstractmethod
+    def diagnose_place(self, url: URL) -> list[Finding]:
+        """Return what is wrong with a database as far as it shows without connecting to it."""
+
+    @abstractmethod
+    def diagnose(self, connection: Connection, schema: str | None) -> list[Finding]:
+        """Return what was found of the database's settings and the role's rights; tables may be absent."""

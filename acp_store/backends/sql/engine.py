@@ -49,6 +49,8 @@ def parse_url(url: str | URL) -> URL:
     except (sqlalchemy.exc.ArgumentError, ValueError):
         # The cause is left out too: it quotes the URL.
         raise ConfigurationError(f"the database URL cannot be read; accepted are {ACCEPTED_URLS}") from None
+    if "@" in (parsed.host or ""):
+        raise ConfigurationError("the database URL has more than one @: write the one in the password as %40")
     driver = _DRIVERS.get(parsed.drivername)
     if driver is None:
         raise ConfigurationError(f"unknown URL scheme {parsed.drivername!r}; accepted are {ACCEPTED_URLS}")

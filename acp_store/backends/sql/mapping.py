@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 from pydantic_core import to_json
 
@@ -16,11 +16,10 @@ from acp_store.backends.sql.dialect import SQLDialect
 from acp_store.backends.sql.prepared import Row
 from acp_store.checks import check_name, check_time
 from acp_store.codec import decode_record, encode, escape_nul
-from acp_store.records import Message, Run, Session
+from acp_store.errors import PayloadError
+from acp_store.records import Error, Message, Run, Session, as_record
 
 __all__ = ["message_text", "run_from_row", "session_from_row", "values_of_run", "values_of_session"]
-
-_BEYOND_THE_WIRE: Final = ("input", "mode", "metadata")
 
 
 def values_of_run(run: Run, dialect: SQLDialect) -> dict[str, Any]:
@@ -31,21 +30,22 @@ def values_of_run(run: Run, dialect: SQLDialect) -> dict[str, Any]:
     """
     run_id = check_name("run id", run.run_id)
     what = f"run {run_id!r}"
-    given = run.model_fields_set
+    created_at = dialect.time_in(check_time("created_at", run.created_at))
     return {
         "run_run_id": run_id,
         "run_agent_name": check_name("agent name", run.agent_name),
         "run_session_id": None if run.session_id is None else check_name("session id", run.session_id),
         "run_status": check_name("status", str(run.status)),
         "run_mode": None if run.mode is None else check_name("mode", run.mode),
-        "run_input": _document(f"{what}: input", run.input),
-        "run_output": encode(f"{what}: output", run.output),
+        "run_input": None if run.input is None else _messages(f"{what}: input", run.input),
+        "run_output": _messages(f"{what}: output", run.output),
         "run_await_request": _document(f"{what}: await_request", run.await_request),
-        "run_error": _document(f"{what}: error", run.error),
+        "run_error": None if run.error is None else encode(f"{what}: error", as_record(Error, run.error)),
         "run_metadata": _document(f"{what}: metadata", run.metadata),
         "run_extra": _document(what, run.model_extra or None),
         "run_wire_fields": _wire_fields(run),
-        "run_created_at": dialect.time_in(check_time("created_at", run.created_at)) if "created_at" in given else None,
+        "run_created_at": created_at,
+        "given_created_at": created_at if "created_at" in run.model_fields_set else None,
         "run_finished_at": None
         if run.finished_at is None
         else dialect.time_in(check_time("finished_at", run.finished_at)),
@@ -86,11 +86,16 @@ def run_from_row(row: Row, dialect: SQLDialect) -> Run:
         "mode": None if mode is None else _string(mode),
         "metadata": metadata,
     }
-    wire = Run.WIRE_FIELDS if wire_fields is None else _split(wire_fields)
-    text = _object(fields, [*wire, *(name for name in _BEYOND_THE_WIRE if fields[name] is not None)], extra)
+    if wire_fields is None:
+        names = [*Run.WIRE_FIELDS, *(name for name in Run.BEYOND_THE_WIRE if fields[name] is not None)]
+    else:
+        names = _split(wire_fields)
+    text = _object(fields, names, extra)
     documents = (await_request, output, error, input_, metadata)
     run = decode_record(Run, text, in_order=wire_fields is None and _in_order(documents))
     run.__dict__.update(version=version, updated_at=dialect.time_out(updated_at))
+    if "created_at" not in names:
+        run.__dict__["created_at"] = dialect.time_out(created_at)
     return run
 
 
@@ -120,13 +125,19 @@ def session_from_row(row: Row, dialect: SQLDialect) -> Session:
     """Return the session of a row with the columns of `statements.get_session`."""
     session_id, history, state, extra, wire_fields, updated_at, version = row
     fields = {"id": _string(session_id), "history": f"[{history or ''}]", "state": state or "null"}
-    wire = Session.WIRE_FIELDS if wire_fields is None else _split(wire_fields)
-    if history and "history" not in wire:
-        wire = (*wire, "history")
+    names = Session.WIRE_FIELDS if wire_fields is None else _split(wire_fields)
+    if history and "history" not in names:
+        names = [*names, "history"]
     in_order = wire_fields is None and _in_order((state,)) and '{ "' not in (history or "")
-    session = decode_record(Session, _object(fields, wire, extra), in_order=in_order)
+    session = decode_record(Session, _object(fields, names, extra), in_order=in_order)
     session.__dict__.update(version=version, updated_at=dialect.time_out(updated_at))
     return session
+
+
+def _messages(what: str, messages: list[Message]) -> str:
+    if not isinstance(messages, list):
+        raise PayloadError(f"{what} must be a list of messages, not {type(messages).__name__}")
+    return encode(what, [as_record(Message, message) for message in messages])
 
 
 def _document(what: str, value: Any) -> str | None:
@@ -134,13 +145,15 @@ def _document(what: str, value: Any) -> str | None:
 
 
 def _wire_fields(record: Run | Session) -> str | None:
+    """Return the names of the fields to write, in order; None where they are the usual ones."""
     given = {*record.model_fields_set, *record.filled_lists()}
-    names = tuple(name for name in record.__dict__ if name in given and name in record.WIRE_FIELDS)
-    return None if names == record.WIRE_FIELDS else ",".join(names)
+    beyond = [name for name in record.BEYOND_THE_WIRE if record.__dict__[name] is not None]
+    names = [name for name in record.__dict__ if (name in given and name in record.WIRE_FIELDS) or name in beyond]
+    return None if names == [*record.WIRE_FIELDS, *beyond] else ",".join(names)
 
 
-def _split(wire_fields: str) -> tuple[str, ...]:
-    return tuple(filter(None, wire_fields.split(",")))
+def _split(wire_fields: str) -> list[str]:
+    return wire_fields.split(",") if wire_fields else []
 
 
 def _in_order(documents: Sequence[str | None]) -> bool:

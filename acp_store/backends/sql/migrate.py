@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import alembic.command
 import alembic.util
 import sqlalchemy.exc
 import sqlalchemy_utils
-from alembic.autogenerate import compare_metadata
 from alembic.config import Config
-from alembic.migration import MigrationContext
-from sqlalchemy import URL, Connection, Engine, MetaData
+from sqlalchemy import URL, Connection, Engine
 
+from acp_store.backends.sql.dialect import EngineOptions, Finding
+from acp_store.backends.sql.drift import drift, only_ours, our_tables, target_metadata
 from acp_store.backends.sql.engine import dialect_of, parse_url
 from acp_store.backends.sql.revision import current_revision, schema_error
 from acp_store.errors import AcpStoreError, ConfigurationError
-from acp_store.models import REVISION, VERSION_TABLE, Base
+from acp_store.models import REVISION
 
 __all__ = [
+    "Finding",
     "check",
     "create",
     "current",
+    "diagnose",
     "downgrade",
     "include_object",
     "only_ours",
@@ -76,16 +78,25 @@ def check(bind: Bind, *, schema: str | None = None) -> list[str]:
         found = current_revision(connection, schema)
         if found != REVISION:
             return [str(schema_error(found))]
-        context = MigrationContext.configure(
-            connection,
-            opts={
-                "version_table": VERSION_TABLE,
-                "version_table_schema": schema,
-                "include_schemas": schema is not None,
-                "include_name": only_ours(schema),
-            },
-        )
-        return [_sentence(change) for change in _flat(compare_metadata(context, target_metadata(schema)))]
+        return [finding.detail for finding in drift(connection, schema)]
+
+
+def diagnose(url: str | URL, *, schema: str | None = None) -> list[Finding]:
+    """Return what was looked at in a database, with the fix for each thing that is wrong.
+
+    Looks at the revision, at every table, column, index and constraint, at the role's rights, and at
+    the settings a repository meets there. Changes nothing. Raises as `upgrade` does.
+    """
+    parsed = parse_url(url)
+    dialect = dialect_of(parsed)
+    if findings := dialect.diagnose_place(parsed):
+        return findings
+    engine = dialect.create_engine(parsed, EngineOptions(_TIMEOUT, pool_size=1))
+    try:
+        with _errors(parsed), engine.connect() as connection:
+            return [*dialect.diagnose(connection, schema), *_diagnose_tables(connection, schema)]
+    finally:
+        engine.dispose()
 
 
 def sql(url: str, revision: str = "head", *, schema: str | None = None) -> str:
@@ -119,32 +130,20 @@ def include_object(
 
     Pass it as `include_object` to ``context.configure`` in the application's own env.py.
     """
-    return not (reflected and type_ == "table" and name in _our_tables())
+    return not (reflected and type_ == "table" and name in our_tables())
 
 
-def target_metadata(schema: str | None) -> MetaData:
-    """Return the metadata of our tables, in a schema where one is given."""
-    if schema is None:
-        return Base.metadata
-    metadata = MetaData(naming_convention=Base.metadata.naming_convention)
-    for table in Base.metadata.sorted_tables:
-        table.to_metadata(metadata, schema=schema)
-    return metadata
-
-
-def only_ours(schema: str | None) -> Callable[[str | None, str, Mapping[str, str | None]], bool]:
-    """Return an `include_name` that lets Alembic see our tables only, in one schema only."""
-
-    def include_name(name: str | None, type_: str, parents: Mapping[str, str | None]) -> bool:  # noqa: ARG001
-        if type_ == "schema":
-            return name == schema
-        return type_ != "table" or name in _our_tables()
-
-    return include_name
-
-
-def _our_tables() -> frozenset[str]:
-    return frozenset({*Base.metadata.tables, VERSION_TABLE})
+def _diagnose_tables(connection: Connection, schema: str | None) -> list[Finding]:
+    try:
+        found = current_revision(connection, schema)
+    except sqlalchemy.exc.DBAPIError as error:
+        detail = str(dialect_of(connection).translate(error))
+        return [Finding("revision", detail, "mend the rights above, then run: acp-store db check")]
+    if found != REVISION:
+        detail, _, fix = str(schema_error(found)).partition("; ")
+        return [Finding("revision", detail, fix)]
+    tables = drift(connection, schema) or [Finding("tables", "as the models describe them")]
+    return [Finding("revision", f"{found}, which is head"), *tables]
 
 
 def _config(schema: str | None) -> Config:
@@ -201,25 +200,3 @@ def _errors(url: URL | None = None) -> Iterator[None]:
         if url is None:
             raise
         raise dialect_of(url).translate(error) from error
-
-
-def _flat(changes: list[Any]) -> Iterator[tuple[Any, ...]]:
-    for change in changes:
-        if isinstance(change, list):
-            yield from change
-        else:
-            yield change
-
-
-def _sentence(change: tuple[Any, ...]) -> str:
-    what, *details = change
-    verb, _, noun = what.partition("_")
-    subject = details[-1]
-    if noun == "column":
-        name = f"{details[1]}.{subject.name}"
-    elif verb == "modify":
-        name = f"{details[1]}.{details[2]}"
-    else:
-        name = str(getattr(subject, "name", subject))
-    state = {"add": "is missing", "remove": "is not ours or of another version"}.get(verb, "differs from the model")
-    return f"{noun} {name} {state}"

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 from sqlalchemy.pool import NullPool, PoolProxiedConnection
 
 from acp_store.backends.sql import statements
-from acp_store.backends.sql.dialect import Bind, DuplicateKeyError, EngineOptions, SQLDialect
+from acp_store.backends.sql.dialect import Bind, DuplicateKeyError, EngineOptions, Finding, SQLDialect
 from acp_store.backends.sql.prepared import Row, Values
 from acp_store.errors import (
     AcpStoreError,
@@ -29,7 +29,7 @@ from acp_store.errors import (
     PayloadError,
     SchemaError,
 )
-from acp_store.models import EventHeadRow, EventRow, RunStatusRow, SessionMessageRow
+from acp_store.models import VERSION_TABLE, Base, EventHeadRow, EventRow, RunStatusRow, SessionMessageRow
 from acp_store.models.base import JSONText, Name
 
 __all__ = ["PostgreSQL"]
@@ -38,6 +38,7 @@ _NOTHING: Final = nullcontext()
 _CLOCK: Final = func.clock_timestamp()
 _KEY_INDEX: Final = "uq_acp_events_run_id_key"
 _LOCK_POLL_SECONDS: Final = 0.05
+_OLDEST_SERVER: Final = 130000
 
 
 class PostgreSQL(SQLDialect):
@@ -188,6 +189,79 @@ class PostgreSQL(SQLDialect):
         rows = bind.write(bind.prepare(_append_events), {"run_id": run_id, "count": len(events), "payloads": payloads})
         return min(rows)
 
+    def diagnose_place(self, url: URL) -> list[Finding]:  # noqa: ARG002
+        return []
+
+    def diagnose(self, connection: Connection, schema: str | None) -> list[Finding]:
+        quote = connection.dialect.identifier_preparer.quote
+        server = connection.execute(_SERVER).one()
+        role, database = quote(server.role), quote(server.database)
+        fixes = {
+            "version": None if server.number >= _OLDEST_SERVER else "upgrade the server to PostgreSQL 13 or later",
+            "encoding": None
+            if server.encoding == "UTF8"
+            else f"CREATE DATABASE {database}_utf8 ENCODING 'UTF8' TEMPLATE template0;",
+            "synchronous_commit": None
+            if server.synchronous_commit != "off"
+            else f"ALTER DATABASE {database} SET synchronous_commit = on; -- off loses acknowledged writes in a crash",
+            "read_only": None
+            if server.read_only == "off"
+            else "connect to the primary server: this one is a standby"
+            if server.standby
+            else f"ALTER DATABASE {database} SET default_transaction_read_only = off;",
+        }
+        findings = [Finding(name, str(getattr(server, name)), fix) for name, fix in fixes.items()]
+        names = {"schema": schema, "tables": list(Base.metadata.tables), "version_table": VERSION_TABLE}
+        if connection.scalar(_LOCKED_SCHEMA, names):
+            detail = f"role {role} may not use schema {quote(schema or '')}"
+            return [*findings, Finding("rights", detail, f"GRANT USAGE ON SCHEMA {quote(schema or '')} TO {role};")]
+        prefix = f"{quote(schema)}." if schema else ""
+        missing = connection.execute(_MISSING_RIGHTS, names).all()
+        findings += [
+            Finding(
+                "rights",
+                f"role {role} may not {rights.lower()} in {prefix}{table}",
+                f"GRANT {rights} ON {prefix}{table} TO {role};",
+            )
+            for table, rights in missing
+        ]
+        if not missing:
+            findings.append(Finding("rights", f"role {role} may read and write every table there is"))
+        return findings + [
+            Finding(
+                "tables", f"index {index} is invalid: its build failed", f"REINDEX INDEX CONCURRENTLY {prefix}{index};"
+            )
+            for (index,) in connection.execute(_INVALID_INDEXES, names)
+        ]
+
+
+_SERVER: Final = sa.text("""
+    SELECT current_user AS role, current_database() AS database, pg_is_in_recovery() AS standby,
+        current_setting('server_version_num')::int AS number, current_setting('server_version') AS version,
+        current_setting('server_encoding') AS encoding, current_setting('transaction_read_only') AS read_only,
+        current_setting('synchronous_commit') AS synchronous_commit
+""")
+_LOCKED_SCHEMA: Final = sa.text("""
+    SELECT NOT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = :schema
+""")
+_OUR_TABLES: Final = """
+    pg_class t JOIN pg_namespace n ON n.oid = t.relnamespace AND t.relkind IN ('r', 'p')
+        AND CASE WHEN CAST(:schema AS text) IS NULL THEN pg_table_is_visible(t.oid) ELSE n.nspname = :schema END
+"""
+_MISSING_RIGHTS: Final = sa.text(f"""
+    SELECT t.relname, string_agg(r.name, ', ' ORDER BY r.place)
+    FROM {_OUR_TABLES}
+    JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) WITH ORDINALITY AS r (name, place)
+        ON t.relname = ANY(:tables) OR (t.relname = :version_table AND r.name = 'SELECT')
+    WHERE NOT has_table_privilege(t.oid, r.name) GROUP BY t.relname ORDER BY t.relname
+""")
+_INVALID_INDEXES: Final = sa.text(f"""
+    SELECT i.relname FROM {_OUR_TABLES}
+    JOIN pg_index x ON x.indrelid = t.oid AND NOT x.indisvalid
+    JOIN pg_class i ON i.oid = x.indexrelid
+    WHERE t.relname = ANY(:tables) ORDER BY i.relname
+""")
+
 
 def _connect_timeout(url: URL, timeout: float) -> int:
     # libpq counts in whole seconds and takes 0 for "wait for ever".
@@ -225,7 +299,7 @@ def _save_run(variant: str, force: bool) -> sa.Select[Any]:
         )
         .cte("history")
     )
-    return select(saved.c.version, saved.c.updated_at).add_cte(history)
+    return select(saved.c.version, saved.c.updated_at, saved.c.created_at).add_cte(history)
 
 
 def _save_session(variant: str) -> Any:

@@ -32,9 +32,7 @@ class Prepared:
         self.returns_rows = isinstance(compiled.statement, Select) or bool(compiled.effective_returning)
         self._positional = compiled.positional
         self._names = tuple(compiled.positiontup or () if compiled.positional else compiled.binds)
-        self._constants = {
-            name: bind.value for name, bind in compiled.binds.items() if not bind.required and bind.value is not None
-        }
+        self._constants = {name: bind.value for name, bind in compiled.binds.items() if not bind.required}
 
     def parameters(self, values: Values) -> Parameters:
         """Return the driver's parameters for these values; every name must be in `values`."""

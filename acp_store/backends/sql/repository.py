@@ -23,7 +23,7 @@ from acp_store.backends.sql.mapping import (
 )
 from acp_store.backends.sql.revision import require_current
 from acp_store.checks import check_count, check_name, check_time, cursor_of, parse_cursor
-from acp_store.codec import decode_events, decode_value, encode
+from acp_store.codec import decode_events, encode, same_value
 from acp_store.errors import AcpStoreError, ConflictError
 from acp_store.models import (
     EventHeadRow,
@@ -114,8 +114,11 @@ class SQLRepository(Repository):
         saved = self._dialect.save_run(self._bind, values, expected=expected, force=force)
         if saved is None:
             raise self._run_conflict(run, expected)
+        version, updated_at, created_at = saved
         copy = run.model_copy()
-        copy.__dict__.update(version=saved[0], updated_at=self._dialect.time_out(saved[1]))
+        copy.__dict__.update(version=version, updated_at=self._dialect.time_out(updated_at))
+        if "created_at" not in run.model_fields_set:
+            copy.__dict__["created_at"] = self._dialect.time_out(created_at)
         return copy
 
     def delete_run(self, run_id: str) -> bool:
@@ -191,6 +194,7 @@ class SQLRepository(Repository):
     def append_messages(
         self, session_id: str, messages: Sequence[MessageLike], *, state: Any | Unset = UNSET
     ) -> Session:
+        check_name("session id", session_id)
         given = [item if isinstance(item, str) else as_record(Message, item) for item in messages]
         head = Session(id=session_id) if state is UNSET else Session(id=session_id, state=state)
         values = values_of_session(head) | {"session_message_count": len(given)}
@@ -273,7 +277,7 @@ class SQLRepository(Repository):
             if not rows:
                 return self._append_once(run_id, event_type, payload, key)
             seq, recorded_at, first = rows[0]
-            if first != payload and decode_value(first) != decode_value(payload):
+            if not same_value(first, payload):
                 raise ConflictError(f"key {key!r} of run {run_id!r} was used for another event, seq {seq}") from error
             return seq, recorded_at
 

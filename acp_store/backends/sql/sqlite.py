@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sqlite3
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, ClassVar, Final
+from urllib.parse import unquote
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
@@ -18,7 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool, Pool, PoolProxiedConnection, QueuePool, StaticPool
 
 from acp_store.backends.sql import statements
-from acp_store.backends.sql.dialect import Bind, DuplicateKeyError, EngineOptions, SQLDialect
+from acp_store.backends.sql.dialect import Bind, DuplicateKeyError, EngineOptions, Finding, SQLDialect
 from acp_store.backends.sql.prepared import Row, Values
 from acp_store.errors import (
     AcpStoreError,
@@ -37,6 +41,7 @@ _NOTHING: Final = nullcontext()
 _CLOCK: Final = bindparam("now", type_=UTCDateTime())
 _SYNCHRONOUS: Final = ("OFF", "NORMAL", "FULL", "EXTRA")
 _WAL_RETRY_SECONDS: Final = 0.02
+_NEWER_SQLITE: Final = "use a Python whose sqlite3 module is 3.35 or later and has foreign keys"
 
 
 class SQLite(SQLDialect):
@@ -140,7 +145,7 @@ class SQLite(SQLDialect):
             rows = unit.write(unit.prepare(_save_run, variant, force), {**values, "now": now})
             if not rows:
                 return None
-            version, updated_at, previous = rows[0]
+            version, updated_at, previous, created_at = rows[0]
             if previous != values["run_status"]:
                 unit.write(
                     unit.prepare(_add_history),
@@ -152,7 +157,7 @@ class SQLite(SQLDialect):
                         "now": now,
                     },
                 )
-            return version, updated_at
+            return version, updated_at, created_at
 
     def save_session(self, bind: Bind, values: Values, messages: Sequence[str], *, expected: int | None) -> Row | None:
         session_id = values["session_session_id"]
@@ -216,6 +221,48 @@ class SQLite(SQLDialect):
             )
             return first, now
 
+    def diagnose_place(self, url: URL) -> list[Finding]:
+        if _is_memory(url):
+            return [Finding("file", "in memory: it ends with this process", "name a file, as in sqlite:///acp.db")]
+        file = _file(url)
+        if not file.parent.is_dir():
+            return [Finding("file", f"there is no directory {file.parent}", f"mkdir -p {_quoted(file.parent)}")]
+        if not file.exists():
+            return [Finding("file", f"there is no {file}", "acp-store db upgrade")]
+        # SQLite makes two more files beside it, and both may be left over from another user.
+        places = [file.parent, file, *(Path(f"{file}{suffix}") for suffix in ("-wal", "-shm"))]
+        return [
+            Finding("file", f"{place} is not writable for user {os.geteuid()}", _make_writable(place))
+            for place in places
+            if place.exists() and not os.access(place, os.W_OK)
+        ]
+
+    def diagnose(self, connection: Connection, schema: str | None) -> list[Finding]:  # noqa: ARG002
+        run = connection.exec_driver_sql
+        file = _file(connection.engine.url)
+        mode, foreign_keys, synchronous, user_version = (
+            run(f"PRAGMA {name}").scalar_one()
+            for name in ("journal_mode", "foreign_keys", "synchronous", "user_version")
+        )
+        findings = [
+            Finding("version", sqlite3.sqlite_version, _unless(sqlite3.sqlite_version_info >= (3, 35), _NEWER_SQLITE)),
+            Finding("journal_mode", mode, _unless(mode == "wal", f"sqlite3 {_quoted(file)} 'PRAGMA journal_mode=WAL'")),
+            Finding("foreign_keys", "on" if foreign_keys else "off", _unless(foreign_keys, _NEWER_SQLITE)),
+            Finding("synchronous", _SYNCHRONOUS[synchronous]),
+        ]
+        try:
+            run("BEGIN IMMEDIATE")
+            run(f"PRAGMA user_version={user_version:d}")
+            run("ROLLBACK")
+            findings.append(Finding("file", f"{file} is writable"))
+        except DBAPIError as error:
+            fix = f"{_make_writable(file)} (and no mode=ro or immutable=1 in the URL)"
+            findings.append(Finding("file", f"{file}: {error.orig}", fix))
+        problems = [row[0] for row in run("PRAGMA quick_check") if row[0] != "ok"]
+        recover = f"sqlite3 {_quoted(file)} .recover | sqlite3 {_quoted(Path(f'{file}.recovered'))}"
+        findings += [Finding("integrity", problem, recover) for problem in problems]
+        return findings if problems else [*findings, Finding("integrity", "ok")]
+
 
 class _ThreadLock:
     """One writer of this process at a time: threads wait in line here, not by polling the file's lock."""
@@ -278,6 +325,24 @@ def _connect_args(timeout: float) -> dict[str, Any]:
 
 def _is_memory(url: URL) -> bool:
     return url.database in {None, "", ":memory:"} or url.query.get("mode") == "memory"
+
+
+def _file(url: URL) -> Path:
+    name = url.database or ""
+    return Path(unquote(name.removeprefix("file:")) if "uri" in url.query else name)
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
+
+
+def _make_writable(path: Path) -> str:
+    ours = path.stat().st_uid == os.geteuid()
+    return f"chmod u+w {_quoted(path)}" if ours else f"chown {os.geteuid()} {_quoted(path)}"
+
+
+def _unless(right: object, fix: str) -> str | None:
+    return None if right else fix
 
 
 def _take_synchronous(url: URL) -> tuple[URL, str]:

@@ -207,8 +207,11 @@ _Insert: TypeAlias = Callable[[Any], Any]
 _RUN_VALUES: Final = {
     column.key: bindparam(f"run_{column.key}", type_=column.type)
     for column in RunRow.__table__.columns
-    if column.key not in {"created_at", "updated_at", "version", "previous_status"}
+    if column.key not in {"updated_at", "version", "previous_status"}
 }
+# NULL where the run came without its time: then the stored one stays.
+_GIVEN_CREATED_AT: Final = bindparam("given_created_at", type_=UTCDateTime())
+_SAVED: Final = (RunRow.version, RunRow.updated_at, RunRow.previous_status, RunRow.created_at)
 
 
 def save_variant(expected: int | None) -> str:
@@ -230,27 +233,25 @@ def save_run(insert: _Insert, clock: ColumnElement[Any], variant: str, force: bo
 
 def _insert_run(insert: _Insert, clock: ColumnElement[Any]) -> Any:
     statement = _new_run(insert, clock).on_conflict_do_nothing(index_elements=["run_id"])
-    return statement.returning(RunRow.version, RunRow.updated_at, RunRow.previous_status)
+    return statement.returning(*_SAVED)
 
 
 def _upsert_run(insert: _Insert, clock: ColumnElement[Any], force: bool) -> Any:
     statement = _new_run(insert, clock)
     new = statement.excluded
     changes = {name: new[name] for name in _RUN_VALUES if name != "run_id"} | {
-        "created_at": func.coalesce(_given_created_at(), RunRow.created_at),
+        "created_at": func.coalesce(_GIVEN_CREATED_AT, RunRow.created_at),
         "updated_at": new.updated_at,
         "version": RunRow.version + 1,
         "previous_status": RunRow.status,
     }
     where = None if force else _may_change_status(new.status)
-    return statement.on_conflict_do_update(index_elements=["run_id"], set_=changes, where=where).returning(
-        RunRow.version, RunRow.updated_at, RunRow.previous_status
-    )
+    return statement.on_conflict_do_update(index_elements=["run_id"], set_=changes, where=where).returning(*_SAVED)
 
 
 def _update_run(clock: ColumnElement[Any], force: bool) -> Any:
     changes = {name: value for name, value in _RUN_VALUES.items() if name != "run_id"} | {
-        "created_at": func.coalesce(_given_created_at(), RunRow.created_at),
+        "created_at": func.coalesce(_GIVEN_CREATED_AT, RunRow.created_at),
         "updated_at": clock,
         "version": RunRow.version + 1,
         "previous_status": RunRow.status,
@@ -262,18 +263,13 @@ def _update_run(clock: ColumnElement[Any], force: bool) -> Any:
         update(RunRow.__table__)  # type: ignore[arg-type]  # the columns' own names, "metadata" among them
         .where(*conditions)
         .values(changes)
-        .returning(RunRow.version, RunRow.updated_at, RunRow.previous_status)
+        .returning(*_SAVED)
     )
-
-
-def _given_created_at() -> BindParameter[Any]:
-    return bindparam("run_created_at", type_=UTCDateTime())
 
 
 def _new_run(insert: _Insert, clock: ColumnElement[Any]) -> Any:
     return insert(RunRow.__table__).values(
         **_RUN_VALUES,
-        created_at=func.coalesce(_given_created_at(), clock),
         updated_at=clock,
         version=literal(1, BigInteger),
     )

@@ -1,0 +1,112 @@
+"""How far the tables of a database are from the models, and the SQL that mends each difference."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+from alembic.autogenerate import produce_migrations
+from alembic.migration import MigrationContext
+from alembic.operations import MigrateOperation, Operations
+from alembic.operations.ops import CreateIndexOp, OpContainer
+from sqlalchemy import Connection, MetaData
+
+from acp_store.backends.sql.dialect import Finding
+from acp_store.models import VERSION_TABLE, Base
+
+__all__ = ["drift", "only_ours", "our_tables", "target_metadata"]
+
+_REBUILD: Final = (
+    "build it anew: acp-store export acp.jsonl; move the database away; "
+    "acp-store db upgrade; acp-store import acp.jsonl"
+)
+_REMOVALS: Final = ("remove_column", "remove_index", "remove_table")
+_STATES: Final = {"add": "is missing", "remove": "is not ours or of another version"}
+
+
+def drift(connection: Connection, schema: str | None) -> list[Finding]:
+    """Return a problem for every table, column, index and constraint that differs from the models."""
+    context = MigrationContext.configure(
+        connection,
+        opts={
+            "version_table": VERSION_TABLE,
+            "version_table_schema": schema,
+            "include_schemas": schema is not None,
+            "include_name": only_ours(schema),
+        },
+    )
+    upgrade = produce_migrations(context, target_metadata(schema)).upgrade_ops
+    if upgrade is None:
+        return []
+    return [_finding(context, operation) for operation in _operations(upgrade)]
+
+
+def target_metadata(schema: str | None) -> MetaData:
+    """Return the metadata of our tables, in a schema where one is given."""
+    if schema is None:
+        return Base.metadata
+    metadata = MetaData(naming_convention=Base.metadata.naming_convention)
+    for table in Base.metadata.sorted_tables:
+        table.to_metadata(metadata, schema=schema)
+    return metadata
+
+
+def only_ours(schema: str | None) -> Callable[[str | None, str, Mapping[str, str | None]], bool]:
+    """Return an `include_name` that lets Alembic see our tables only, in one schema only."""
+
+    def include_name(name: str | None, type_: str, parents: Mapping[str, str | None]) -> bool:  # noqa: ARG001
+        if type_ == "schema":
+            return name == schema
+        return type_ != "table" or name in our_tables()
+
+    return include_name
+
+
+def our_tables() -> frozenset[str]:
+    """Return the names of our tables, Alembic's version table among them."""
+    return frozenset({*Base.metadata.tables, VERSION_TABLE})
+
+
+def _operations(container: OpContainer) -> Iterator[MigrateOperation]:
+    for operation in container.ops:
+        if isinstance(operation, OpContainer):
+            yield from _operations(operation)
+        else:
+            yield operation
+
+
+def _finding(context: MigrationContext, operation: MigrateOperation) -> Finding:
+    changes: Any = operation.to_diff_tuple()
+    sentences = [_sentence(change) for change in (changes if isinstance(changes, list) else [changes])]
+    fix = _sql(context, operation)
+    if changes[0] in _REMOVALS:
+        fix += " -- only if nothing else uses it"
+    return Finding("tables", "; ".join(sentences), fix)
+
+
+def _sentence(change: tuple[Any, ...]) -> str:
+    what, *details = change
+    verb, _, noun = what.partition("_")
+    subject = details[-1]
+    if noun == "column":
+        name = f"{details[1]}.{subject.name}"
+    elif verb == "modify":
+        name = f"{details[1]}.{details[2]}"
+    else:
+        name = str(getattr(subject, "name", subject))
+    return f"{noun} {name} {_STATES.get(verb, 'differs from the model')}"
+
+
+def _sql(context: MigrationContext, operation: MigrateOperation) -> str:
+    if isinstance(operation, CreateIndexOp):
+        operation.kw["postgresql_concurrently"] = True
+    written = io.StringIO()
+    offline = MigrationContext.configure(
+        dialect=type(context.dialect)(), opts={"as_sql": True, "output_buffer": written, "literal_binds": True}
+    )
+    try:
+        Operations(offline).invoke(operation)
+    except NotImplementedError:
+        return _REBUILD
+    return " ".join(written.getvalue().split())
