@@ -79,6 +79,9 @@ class Capability(StrEnum):
     """`transaction` makes several calls one: all or nothing."""
     CLEAR = "clear"
     """`clear` and `stats` work."""
+    CONCURRENT_WRITERS = "concurrent_writers"
+    """Several threads may use it at once, as the law says. Only a repository that shares one
+    connection with its caller leaves this out: it serves one thread at a time."""
 
 
 # A backend that takes one of the parameters is held to what the parameter promises.
@@ -114,13 +117,15 @@ class Repository(ABC):
         `transaction`, `clear`) are promises. `TERMINAL_GUARD` is promised by `expected_version` as
         by `force`: a `save_run` that compares with what is stored can also see that a run is over,
         while the seed's ``save_run(run)`` cannot be held to it. `COPIES` and `STRICT_INPUT` show in
-        no signature. A class that means it otherwise, or has one of these two, overrides this.
+        no signature, and `CONCURRENT_WRITERS` is taken for granted. A class that means it otherwise,
+        or has one of those two, overrides this.
         """
-        found = {
+        found = {Capability.CONCURRENT_WRITERS}
+        found.update(
             capability
             for capability, (method, parameters) in _DECLARED_BY_PARAMETER.items()
             if not parameters.isdisjoint(inspect.signature(getattr(type(self), method)).parameters)
-        }
+        )
         found.update(
             capability
             for capability, method in _DECLARED_BY_METHOD.items()

@@ -1,6 +1,6 @@
-"""The program as a whole: its commands, and how each of them ends.
+"""The program as a whole: its commands, and how each run of it ends.
 
-Commands import what they need when they run, so that ``--help`` needs neither SQLAlchemy nor Alembic.
+Commands import what they need when they run: ``--help`` needs neither SQLAlchemy nor Alembic.
 """
 
 from __future__ import annotations
@@ -11,69 +11,73 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from pathlib import Path
+from traceback import extract_tb
 
 import typer
 from typer.main import get_command
 
 from acp_store.cli import db, queries, transfer
-from acp_store.cli.command import JSONOption, SchemaOption, Shared, URLOption
-from acp_store.cli.output import visible
+from acp_store.cli.command import group, shared_options
+from acp_store.cli.output import print_error
 from acp_store.errors import AcpStoreError
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 __all__ = ["NAME", "app", "run"]
 
 NAME = "acp-store"
+_INTERRUPTED = 130
+_BROKEN_PIPE = 141
 
-app = typer.Typer(
-    help="Runs, sessions and events of ACP agent servers in PostgreSQL or SQLite.",
-    epilog=(
-        "Exit code: 0 done, 1 failed (one line on stderr says why), 2 wrong usage. "
-        "A terminal gets tables, a pipe gets JSON, one object a line."
-    ),
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+app = group(
+    "Runs, sessions and events of ACP agent servers in PostgreSQL or SQLite.\n\n"
+    "A terminal gets tables, a pipe gets JSON, one object a line. "
+    "Exit code: 0 done, 1 failed (one line on stderr says why), 2 wrong usage."
 )
+app.callback()(shared_options)
 app.add_typer(db.app, name="db")
-transfer.register(app)
-queries.register(app)
-
-
-@app.callback()
-def options(
-    context: typer.Context, url: URLOption = None, schema: SchemaOption = None, json: JSONOption = False
-) -> None:
-    """Take the shared options where they stand before the command."""
-    context.obj = Shared(url, schema, json)
+app.add_typer(transfer.app)
+app.add_typer(queries.app)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command to its end and return the exit code."""
+    """Run one command and return the exit code of the program."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
             if not sys.warnoptions:
                 warnings.simplefilter("ignore")
-            _run(arguments)
+            program = get_command(app)
+            with program.make_context(NAME, list(arguments)) as context:
+                program.invoke(context)
             sys.stdout.flush()
     except typer.Exit as end:
         return end.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return 130
-    except BrokenPipeError:
-        _discard_output()
-        return 141
+        return _INTERRUPTED
     except typer.TyperException as error:
-        return _fail(error.format_message(), error.exit_code)
+        where = getattr(error, "ctx", None)
+        print_error(f"{error.format_message()} (see: {where.command_path if where else NAME} --help)")
+        return error.exit_code
     except AcpStoreError as error:
-        return _fail(str(error))
+        print_error(str(error))
+    except BrokenPipeError:
+        _drop_output()
+        return _BROKEN_PIPE
     except OSError as error:
-        _discard_output()
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error))
-    except Exception as error:  # noqa: BLE001  # whoever runs a command is never shown a traceback
-        return _fail(f"{_place(error.__traceback__)}: {type(error).__name__}: this is a bug in acp-store, please report it")
-    return 0
+        _drop_output()
+        print_error(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
+    except Exception as error:  # noqa: BLE001  # the message is left out: it may quote a URL
+        place = extract_tb(error.__traceback__)[-1]
+        print_error(
+            f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}: a bug, please report it"
+        )
+    else:
+        return 0
+    return 1
+
+
+def _drop_output() -> None:
+    """Have what is still buffered go nowhere: Python would try to write it again at its end."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -159,12 +159,12 @@ class EventClauses:
         assert repository.add_event("run-1", make.part_event()).seq == 3
 
     @needs(Capability.KEYS)
-    @pytest.mark.parametrize("other", [2, 1.0, True, "1", None, [1]], ids=repr)
-    def test_a_repeated_key_with_another_payload_is_a_conflict(self, repository: Repository, other: Any) -> None:
+    def test_a_repeated_key_with_another_payload_is_a_conflict(self, repository: Repository) -> None:
         """The same key with another payload raises and adds nothing, be it only another type of number."""
         repository.add_event("run-1", make.generic_event(1), key="key")
-        with pytest.raises(ConflictError):
-            repository.add_event("run-1", make.generic_event(other), key="key")
+        for other in (2, 1.0, True, "1", None, [1]):
+            with pytest.raises(ConflictError):
+                repository.add_event("run-1", make.generic_event(other), key="key")
         assert payloads(repository.get_events("run-1")) == [1]
         assert repository.add_event("run-1", make.generic_event(2)).seq == 2
 

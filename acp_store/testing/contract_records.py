@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pytest
-
 from acp_store.testing import factories as make
 from acp_store.testing.factories import at
 from acp_store.testing.phrases import history, ids, run_of, session_of, wire
@@ -127,18 +125,13 @@ class RecordClauses:
         repository.save_session(make.session())
         assert wire(repository.get_session("session-1")) == wire(make.session())
 
-    @pytest.mark.parametrize(
-        "texts",
-        [["a", "b", "c", "d"], ["a", "b"], [], ["a", "x", "c"], ["c", "b", "a"], ["z", "a", "b", "c"], ["a", "a", "a"]],
-        ids=["longer", "shorter", "empty", "edited", "turned", "put in front", "repeated"],
-    )
-    def test_a_second_save_replaces_the_history(self, repository: Repository, texts: list[str]) -> None:
+    def test_a_second_save_replaces_the_history(self, repository: Repository) -> None:
         """The history that was saved last is the whole history, however it differs from the one before."""
-        repository.save_session(make.session(history=[make.message(text) for text in "abc"], state=1))
-        repository.save_session(make.session(history=[make.message(text) for text in texts], state=2))
-        assert history(repository) == texts
-        session = session_of(repository)
-        assert session.state == 2
+        for texts in ("abcd", "ab", "", "axc", "cba", "zabc", "aaa", "abc"):
+            repository.save_session(make.session(history=[make.message(text) for text in "abc"], state=1))
+            repository.save_session(make.session(history=[make.message(text) for text in texts], state=2))
+            assert history(repository) == list(texts)
+            assert session_of(repository).state == 2
 
     def test_a_loaded_session_can_be_appended_to(self, repository: Repository) -> None:
         """Loading a session, appending to its history and saving it keeps the old messages and adds the new."""

@@ -98,7 +98,7 @@ class UnitClauses:
             assert ids(inside.list_runs()) == ["run-1"]
             assert inside.list_runs().total == 1
 
-    @needs(Capability.TRANSACTIONS)
+    @needs(Capability.TRANSACTIONS, Capability.CONCURRENT_WRITERS)
     def test_nobody_sees_what_is_undone(self, repository: Repository) -> None:
         """Another thread that reads while a transaction is open never sees what is then undone."""
         with ThreadPoolExecutor(1) as pool:
@@ -161,7 +161,7 @@ class UnitClauses:
         assert payloads(repository.get_events("run-1")) == [1, 2]
         assert repository.get_run("run-1") is None
 
-    @needs(Capability.TRANSACTIONS)
+    @needs(Capability.TRANSACTIONS, Capability.CONCURRENT_WRITERS)
     def test_concurrent_transactions_leave_no_gap(self, repository: Repository) -> None:
         """Transactions of several threads on one run, every second of them undone, leave a gapless run."""
 
@@ -182,7 +182,7 @@ class UnitClauses:
         found = payloads(events)
         assert all(found[place][:2] == found[place + 2][:2] for place in range(0, len(found), 3))
 
-    @needs(Capability.TRANSACTIONS, Capability.VERSIONS)
+    @needs(Capability.TRANSACTIONS, Capability.VERSIONS, Capability.CONCURRENT_WRITERS)
     def test_reading_then_writing_loses_nothing(self, repository: Repository) -> None:
         """Threads that read a run and save it with its version, in transactions, count up without a loss."""
         repository.save_run(make.run(metadata=0))

@@ -34,6 +34,7 @@ __all__ = ["WriterClauses"]
 class WriterClauses:
     """Writers at the same time lose nothing."""
 
+    @needs(Capability.CONCURRENT_WRITERS)
     def test_concurrent_appends_are_all_kept(self, repository: Repository) -> None:
         """Of threads that append to one run none loses an event; numbers are gapless, each thread's order is kept."""
 
@@ -49,6 +50,7 @@ class WriterClauses:
             assert [n for other, n in found if other == writer] == list(range(ROUNDS))
             assert [found.index([writer, n]) + 1 for n in range(ROUNDS)] == numbers[writer]
 
+    @needs(Capability.CONCURRENT_WRITERS)
     def test_appends_at_the_same_moment_are_all_kept(self, repository: Repository) -> None:
         """Appends that begin at the same moment get different numbers and are all there, round after round."""
         for n in range(10):
@@ -60,6 +62,7 @@ class WriterClauses:
         assert sorted(found) == [[n, writer] for n in range(10) for writer in range(WRITERS)]
         assert [n for n, _ in found] == sorted(n for n, _ in found)
 
+    @needs(Capability.CONCURRENT_WRITERS)
     def test_concurrent_appends_to_several_runs_are_all_kept(self, repository: Repository) -> None:
         """Threads that append to runs of their own, and to runs of others, lose nothing."""
 
@@ -75,6 +78,7 @@ class WriterClauses:
             everything += payloads(events)
         assert sorted(everything) == [[writer, n] for writer in range(WRITERS) for n in range(ROUNDS)]
 
+    @needs(Capability.CONCURRENT_WRITERS)
     def test_a_reader_misses_nothing_beside_writers(self, repository: Repository) -> None:
         """Who reads on from the last number seen, while others append, sees every event once and in order."""
         done = [Flag() for _ in range(WRITERS - 1)]
@@ -99,6 +103,7 @@ class WriterClauses:
         assert [event.seq for event in seen] == list(range(1, len(done) * ROUNDS + 1))
         assert payloads(seen) == payloads(repository.get_events("run-1", limit=1000))
 
+    @needs(Capability.CONCURRENT_WRITERS)
     def test_concurrent_saves_of_different_runs_are_all_kept(self, repository: Repository) -> None:
         """Threads that save runs and sessions of their own lose none."""
 
@@ -116,6 +121,7 @@ class WriterClauses:
             session = session_of(repository, f"session-{name}")
             assert session.state == [int(part) for part in name.split("-")]
 
+    @needs(Capability.CONCURRENT_WRITERS)
     def test_concurrent_saves_of_one_run_leave_one_of_them(self, repository: Repository) -> None:
         """Threads that save one run without a version leave the whole of one save, never a mixture."""
 
@@ -131,7 +137,7 @@ class WriterClauses:
         assert run.agent_name == text(run.metadata) == str(run.output[0])
         assert run.metadata[1] == 9
 
-    @needs(Capability.VERSIONS)
+    @needs(Capability.CONCURRENT_WRITERS, Capability.VERSIONS)
     def test_of_concurrent_saves_of_a_version_one_wins(self, repository: Repository) -> None:
         """Of threads that save over the same version exactly one wins, and it is what is stored."""
         for version in range(10):
@@ -148,13 +154,13 @@ class WriterClauses:
             assert len(winners) == 1, f"{len(winners)} writers saved over version {version}"
             assert (run.metadata, run.version) == ([winners[0], version], version + 1)
 
-    @needs(Capability.VERSIONS)
+    @needs(Capability.CONCURRENT_WRITERS, Capability.VERSIONS)
     def test_concurrent_saves_are_all_counted(self, repository: Repository) -> None:
         """Threads that save one run without a version each get a version of their own."""
         versions = at_once(lambda writer: [repository.save_run(make.run(metadata=writer)).version for _ in range(10)])
         assert sorted(version or 0 for each in versions for version in each) == list(range(1, WRITERS * 10 + 1))
 
-    @needs(Capability.TERMINAL_GUARD)
+    @needs(Capability.CONCURRENT_WRITERS, Capability.TERMINAL_GUARD)
     def test_of_concurrent_endings_one_wins(self, repository: Repository) -> None:
         """Of threads that end one run in different ways only those of one way succeed, and it stays."""
         for n in range(10):
@@ -172,7 +178,7 @@ class WriterClauses:
             endings = {status for status in at_once(end) if status}
             assert endings == {status_of(repository, run_id)}
 
-    @needs(Capability.KEYS)
+    @needs(Capability.CONCURRENT_WRITERS, Capability.KEYS)
     def test_concurrent_adds_with_one_key_store_one_event(self, repository: Repository) -> None:
         """Of threads that add the same event with the same key all get the one event that is stored."""
         for n in range(10):
@@ -182,7 +188,7 @@ class WriterClauses:
             assert {(event.seq, event.recorded_at) for event in added} == {(n + 1, added[0].recorded_at)}
         assert payloads(repository.get_events("run-1")) == list(range(10))
 
-    @needs(Capability.ATOMIC_BATCHES)
+    @needs(Capability.CONCURRENT_WRITERS, Capability.ATOMIC_BATCHES)
     def test_concurrent_batches_stay_together(self, repository: Repository) -> None:
         """Batches of several threads are all there, each with consecutive numbers."""
 
@@ -201,18 +207,18 @@ class WriterClauses:
         assert sorted(found) == [[writer, n] for writer in range(WRITERS) for n in range(10) for _ in range(4)]
         assert all(found[place : place + 4] == [found[place]] * 4 for place in range(0, len(found), 4))
 
-    @needs(Capability.ATOMIC_BATCHES)
+    @needs(Capability.CONCURRENT_WRITERS, Capability.ATOMIC_BATCHES)
     def test_concurrent_appends_to_a_history_are_all_kept(self, repository: Repository) -> None:
         """Threads that append messages to one session lose none, and each one's stand together and in its order."""
 
         def append(writer: int) -> None:
-            for n in range(10):
+            for n in range(5):
                 repository.append_messages("session-1", [make.message(f"{writer} {n} {part}") for part in "ab"])
 
         at_once(append)
         found = history(repository)
-        assert sorted(found) == sorted(f"{w} {n} {part}" for w in range(WRITERS) for n in range(10) for part in "ab")
+        assert sorted(found) == sorted(f"{w} {n} {part}" for w in range(WRITERS) for n in range(5) for part in "ab")
         assert all(found[place + 1] == found[place][:-1] + "b" for place in range(0, len(found), 2))
         for writer in range(WRITERS):
             mine = [item for item in found if item.startswith(f"{writer} ")]
-            assert mine == [f"{writer} {n} {part}" for n in range(10) for part in "ab"]
+            assert mine == [f"{writer} {n} {part}" for n in range(5) for part in "ab"]

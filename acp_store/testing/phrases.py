@@ -175,14 +175,20 @@ def at_once(work: Callable[[int], T], *, writers: int = WRITERS) -> list[T]:
 
 
 @contextmanager
-def refused() -> Iterator[None]:
+def refused(what: object = "bad input") -> Iterator[None]:
     """Expect a `PayloadError` that says something, in one short line."""
-    with pytest.raises(PayloadError) as caught:
+    try:
         yield
-    said = str(caught.value)
-    assert said
-    assert "\n" not in said
-    assert len(said) < 1_000
+    except PayloadError as error:
+        said = str(error)
+        assert said, what
+        assert "\n" not in said, what
+        assert len(said) < 1_000, what
+    except Exception as error:
+        error.add_note(f"PayloadError wanted for: {what}")
+        raise
+    else:
+        pytest.fail(f"not refused: {what}")
 
 
 @contextmanager

@@ -221,7 +221,9 @@ class CompleteDictRepository(Repository):
 
     def add_event(self, run_id: str, event: EventLike, *, key: str | None = None) -> Event:
         check_name("run id", run_id)
-        event = _storable(as_event(event))
+        return self._append(run_id, _storable(as_event(event)), key)
+
+    def _append(self, run_id: str, event: Event, key: str | None = None) -> Event:
         with self._lock:
             if key is not None and (first := self._keys.get((run_id, key))):
                 if first.model_dump_json() != event.model_dump_json():
@@ -238,7 +240,7 @@ class CompleteDictRepository(Repository):
         check_name("run id", run_id)
         checked = [_storable(as_event(event)) for event in events]
         with self._lock:
-            return [self.add_event(run_id, event) for event in checked]
+            return [self._append(run_id, event) for event in checked]
 
     def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
         check_name("run id", run_id)

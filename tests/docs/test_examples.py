@@ -4,7 +4,8 @@ A page is read in a fresh copy of what a checkout has at its top, with the proje
 
 * ``python`` runs in one namespace a page, ``console`` in a shell for each ``$``, `export` lasts;
 * a block under ``<!-- file: name -->`` is written to that file;
-* ``sql`` runs on the recorded traffic, on SQLite and PostgreSQL, or on the one an HTML comment names;
+* ``sql`` runs on the recorded traffic, on SQLite and PostgreSQL, or on the one an HTML comment above names:
+  ``<!-- postgresql -->``, or ``<!-- postgresql fails -->`` where the error is shown;
 * a ``text`` block is the output of the block before it. ``...`` stands for anything.
 
 ``postgresql://postgres@localhost/acp`` is a PostgreSQL database without tables.
@@ -25,7 +26,9 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 import pytest
+from psycopg.types.json import set_json_loads
 from sqlalchemy import Engine, create_engine, make_url
+from sqlalchemy.exc import DBAPIError
 
 from acp_store import Repository, open_repository
 from tests.docs.pages import PAGES, ROOT, Block, blocks_of
@@ -111,8 +114,9 @@ class Reader:
                 self._compare(block, command, output, self._console(command))
         elif block.kind == "sql":
             for name, url in self._sql_urls.items():
-                if block.mark in ("", name):
-                    self._compare(block, f"{name}: {block.text}", block.output, _sql(url, block.text))
+                if block.mark in ("", name, f"{name} fails"):
+                    got = _sql(url, block.text, fails=block.mark.endswith("fails"))
+                    self._compare(block, f"{name}: {block.text}", block.output, got)
         else:
             pytest.fail(f"{self._page}:{block.line}: nobody runs a block of {block.kind or 'no language'}")
 
@@ -178,17 +182,31 @@ def _commands(text: str) -> list[tuple[str, str | None]]:
     return found
 
 
-def _sql(url: str, text: str) -> str:
+def _sql(url: str, text: str, *, fails: bool) -> str:
+    """Return the result as lines, the last one where there are several statements; or the error's first line."""
     engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
     output = ""
-    with engine.begin() as db:
-        for statement in re.split(r";\s*\n", text):
-            if statement.strip():
+    try:
+        with engine.begin() as db:
+            if engine.dialect.name == "postgresql":
+                # As psql shows it: the driver would parse it.
+                set_json_loads(_as_text, db.connection.driver_connection)
+            for statement in filter(str.strip, re.split(r";\s*\n", text)):
                 result = db.exec_driver_sql(statement)
                 rows = [result.keys(), *result] if result.returns_rows else []
                 output = "\n".join(" | ".join("" if cell is None else str(cell) for cell in row) for row in rows)
-    engine.dispose()
+    except DBAPIError as error:
+        if not fails:
+            raise
+        return str(error.orig).partition("\n")[0]
+    finally:
+        engine.dispose()
+    assert not fails, f"this does not fail: {text}"
     return output
+
+
+def _as_text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode()
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
@@ -206,6 +224,7 @@ def test_examples(
     with_server = any(_SHOWN_URL.search(block.text) for block in blocks)
     server = request.getfixturevalue("empty_postgres_url") if with_server else "postgresql://"
     monkeypatch.chdir(checkout)
+    monkeypatch.syspath_prepend(checkout)
     reader = Reader(name, checkout, server, sql_urls, monkeypatch)
     try:
         for block in blocks:

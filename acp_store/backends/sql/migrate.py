@@ -54,6 +54,9 @@ def upgrade(bind: Bind, revision: str = "head", *, schema: str | None = None) ->
         BackendUnavailableError: The database cannot be reached, or was locked for too long.
         ConfigurationError: The URL is wrong, or the role may not do it.
     """
+    found = current(bind, schema=schema)
+    if found is not None and found > REVISION:
+        raise schema_error(found)
     _run(alembic.command.upgrade, bind, revision, schema)
 
 
@@ -99,7 +102,7 @@ def diagnose(url: str | URL, *, schema: str | None = None) -> list[Finding]:
         engine.dispose()
 
 
-def sql(url: str, revision: str = "head", *, schema: str | None = None) -> str:
+def sql(url: str | URL, revision: str = "head", *, schema: str | None = None) -> str:
     """Return the SQL of an upgrade without running it; only the kind of database matters in the URL."""
     config = _config(schema)
     config.attributes["url"] = url
@@ -109,7 +112,7 @@ def sql(url: str, revision: str = "head", *, schema: str | None = None) -> str:
     return config.output_buffer.getvalue()
 
 
-def create(url: str) -> bool:
+def create(url: str | URL) -> bool:
     """Create the database itself; False where it is there already. Raises as `upgrade` does."""
     parsed = parse_url(url)
     with _errors(parsed):

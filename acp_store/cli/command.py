@@ -1,0 +1,108 @@
+"""What all commands share: three options, and how a function becomes a command that has them."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
+
+    from acp_store.repository import Repository
+
+__all__ = ["Shared", "command", "group", "shared_options"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the shared options say."""
+
+    url: str | None
+    schema: str | None
+    json: bool
+
+    @property
+    def as_json(self) -> bool:
+        """Whether to print JSON: asked for, or nobody is there to read a table."""
+        return self.json or not sys.stdout.isatty()
+
+    @property
+    def database(self) -> str | URL:
+        """The URL of the database to work on."""
+        from acp_store.connect import resolve_url
+
+        return resolve_url(self.url)
+
+    def open(self, **options: Any) -> Repository:
+        """Open the repository to work on."""
+        from acp_store.connect import open_repository
+
+        return open_repository(self.database, schema=self.schema, **options)
+
+
+def shared_options(
+    context: typer.Context,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            show_default="$DATABASE_URL, else sqlite:///acp.db",
+            help="The database: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME.",
+        ),
+    ] = None,
+    schema: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            show_default="the first one in the role's search_path",
+            help="PostgreSQL schema that holds the tables.",
+        ),
+    ] = None,
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            show_default="only where stdout is no terminal",
+            help="Print JSON, one object a line, instead of tables.",
+        ),
+    ] = False,
+) -> None:
+    """Take the options where they stand before a command."""
+    context.obj = Shared(url, schema, json)
+
+
+def group(description: str) -> typer.Typer:
+    """Return a group of commands."""
+    return typer.Typer(
+        help=description,
+        add_completion=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+
+
+def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], None]:
+    """Return a decorator that makes a command of a function that takes `Shared` first.
+
+    The command has the function's other parameters, and the shared options after them.
+    """
+
+    def register(function: Callable[..., None]) -> None:
+        def run(context: typer.Context, url: str | None, schema: str | None, json: bool, **given: Any) -> None:
+            before: Shared = context.obj
+            function(Shared(url or before.url, schema or before.schema, json or before.json), **given)
+
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        shared = inspect.signature(shared_options, eval_str=True).parameters.values()
+        parameters = [each.replace(kind=each.KEYWORD_ONLY) for each in (*own, *shared)]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        run.__doc__ = function.__doc__
+        app.command(name)(run)
+
+    return register

@@ -1,0 +1,248 @@
+"""The commands that look at what is stored: runs, events, sessions, stats, ping."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from acp_store.cli.command import Shared, command, group
+from acp_store.cli.output import print_error, print_json, print_line, print_record, print_table, time_of
+
+if TYPE_CHECKING:
+    from acp_store.records import Run, RunPage
+
+__all__ = ["app"]
+
+app = group("")
+runs_app = group("Look at runs.")
+sessions_app = group("Look at sessions.")
+app.add_typer(runs_app, name="runs")
+app.add_typer(sessions_app, name="sessions")
+
+_EVENTS_AT_ONCE = 1000
+_RUN_COLUMNS = ("RUN", "AGENT", "STATUS", "CREATED", "SESSION")
+
+
+def _parse_time(text: str) -> datetime:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no ISO 8601 time, such as 2026-01-31T18:30:00Z") from None
+    if time.tzinfo is None:
+        raise typer.BadParameter(f"{text!r} has no time zone: add Z for UTC, or an offset such as +02:00")
+    return time
+
+
+@command(runs_app, "list")
+def list_runs(
+    shared: Shared,
+    *,
+    agent: Annotated[str | None, typer.Option(metavar="NAME", show_default="any", help="Runs of this agent.")] = None,
+    session: Annotated[str | None, typer.Option(metavar="ID", show_default="any", help="Runs of this session.")] = None,
+    status: Annotated[
+        str | None, typer.Option(metavar="STATUS", show_default="any", help="Runs in this status, such as failed.")
+    ] = None,
+    after: Annotated[
+        datetime | None,
+        typer.Option(
+            metavar="TIME",
+            parser=_parse_time,
+            show_default="no limit",
+            help="Runs created at this time or later; ISO 8601 with a zone.",
+        ),
+    ] = None,
+    before: Annotated[
+        datetime | None,
+        typer.Option(
+            metavar="TIME",
+            parser=_parse_time,
+            show_default="no limit",
+            help="Runs created before this time; ISO 8601 with a zone.",
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(metavar="RUNS", min=0, help="How many at most.")] = 10,
+    cursor: Annotated[
+        str | None,
+        typer.Option(metavar="CURSOR", show_default="the newest", help="Where to go on: the page before ends with it."),
+    ] = None,
+    total: Annotated[
+        bool, typer.Option("--total/--no-total", help="Whether to count all that match, which costs more.")
+    ] = True,
+) -> None:
+    """List runs, newest first.
+
+    In JSON each line is a run with its version and updated_at; the last one has the total, and the
+    next_cursor where there are more.
+    """
+    with shared.open() as repository:
+        page = repository.list_runs(
+            agent_name=agent,
+            session_id=session,
+            status=status,
+            created_after=after,
+            created_before=before,
+            limit=limit,
+            cursor=cursor,
+            total=total,
+        )
+    if shared.as_json:
+        _print_page(page)
+        return
+    rows = [(run.run_id, run.agent_name, run.status, time_of(run.created_at), run.session_id) for run in page.runs]
+    print_table(rows, _RUN_COLUMNS, whole=("RUN", "STATUS"))
+    if page.total is not None:
+        print_line(f"{len(page.runs)} of {page.total}")
+    if page.next_cursor is not None:
+        print_line(f"more: --cursor {page.next_cursor}")
+
+
+@command(runs_app, "show")
+def show_run(shared: Shared, run_id: Annotated[str, typer.Argument(metavar="ID", help="The run.")]) -> None:
+    """Print a run: its status, what it was asked and what it answered.
+
+    In JSON it is the run as ACP sends it, with its version and updated_at.
+    """
+    with shared.open() as repository:
+        run = repository.get_run(run_id)
+    if run is None:
+        _not_found(f"there is no run {run_id!r}")
+    if shared.as_json:
+        print_record(run, version=run.version, updated_at=run.updated_at)
+    else:
+        print_table(_facts(run), ("", ""), whole=("",))
+
+
+@command(app, "events")
+def events(
+    shared: Shared,
+    run_id: Annotated[str, typer.Argument(metavar="ID", help="The run.")],
+    limit: Annotated[
+        int | None, typer.Option(metavar="EVENTS", min=0, show_default="all", help="How many at most.")
+    ] = None,
+    offset: Annotated[
+        int, typer.Option(metavar="EVENTS", min=0, help="How many to leave out: the last seq already seen.")
+    ] = 0,
+) -> None:
+    """Print the events of a run, in order.
+
+    In JSON each line is an event as ACP sends it, with its seq and recorded_at.
+    """
+    from acp_store.cli.summary import summary_of_event
+
+    with shared.open() as repository:
+        seen = 0
+        while limit is None or seen < limit:
+            wanted = _EVENTS_AT_ONCE if limit is None else min(limit - seen, _EVENTS_AT_ONCE)
+            page = repository.get_events(run_id, wanted, offset + seen)
+            if not page:
+                break
+            if shared.as_json:
+                for event in page:
+                    print_record(event, seq=event.seq, recorded_at=event.recorded_at)
+            else:
+                rows = [(each.seq, time_of(each.recorded_at), each.type, summary_of_event(each)) for each in page]
+                print_table(rows, ("SEQ", "RECORDED", "TYPE", "WHAT"), whole=("SEQ", "RECORDED", "TYPE"))
+            seen += len(page)
+        if not seen and repository.get_run(run_id) is None and not repository.get_events(run_id, 1):
+            _not_found(f"there is no run {run_id!r}, nor an event of it")
+
+
+@command(sessions_app, "show")
+def show_session(shared: Shared, session_id: Annotated[str, typer.Argument(metavar="ID", help="The session.")]) -> None:
+    """Print a session: its state and its history.
+
+    In JSON it is the session as ACP sends it, with its version and updated_at.
+    """
+    from acp_store.cli.summary import summary_of_item, summary_of_json
+
+    with shared.open() as repository:
+        session = repository.get_session(session_id)
+    if session is None:
+        _not_found(f"there is no session {session_id!r}")
+    if shared.as_json:
+        print_record(session, version=session.version, updated_at=session.updated_at)
+        return
+    facts = [
+        ("session", session.id),
+        ("state", summary_of_json(session.state)),
+        ("updated", f"{time_of(session.updated_at)}, version {session.version}"),
+        ("history", f"{len(session.history)} messages"),
+    ]
+    print_table(facts, ("", ""), whole=("",))
+    print_table(enumerate(map(summary_of_item, session.history), 1), ("NO", "MESSAGE"), whole=("NO",))
+
+
+@command(app, "stats")
+def stats(shared: Shared) -> None:
+    """Count what is stored: runs by status, sessions, messages and events."""
+    with shared.open() as repository:
+        found = repository.stats()
+    counts = {"runs": found.runs, "sessions": found.sessions, "messages": found.messages, "events": found.events}
+    if shared.as_json:
+        print_json({**counts, "runs_by_status": found.runs_by_status})
+    else:
+        by_status = [(f"  {status}", count) for status, count in found.runs_by_status.items()]
+        first, *others = counts.items()
+        print_table([first, *by_status, *others], ("", ""))
+
+
+@command(app, "ping")
+def ping(
+    shared: Shared,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="Longest wait for a connection, in seconds.")
+    ] = 5,
+) -> None:
+    """Ask the database for an answer; exits with 0 if it gives one and its tables are of this version."""
+    from acp_store.connect import printable_url
+
+    with shared.open(timeout=timeout) as repository:
+        start = time.perf_counter()
+        answers = repository.ping()
+        milliseconds = round((time.perf_counter() - start) * 1000, 3)
+    url = printable_url(shared.database)
+    if not answers:
+        _not_found(f"{url} does not answer")
+    if shared.as_json:
+        print_json({"url": url, "milliseconds": milliseconds})
+    else:
+        print_line(f"{url} answers in {milliseconds:g} ms")
+
+
+def _print_page(page: RunPage) -> None:
+    for run in page.runs:
+        assigned: dict[str, object] = {"version": run.version, "updated_at": run.updated_at}
+        if run is page.runs[-1]:
+            if page.total is not None:
+                assigned["total"] = page.total
+            if page.next_cursor is not None:
+                assigned["next_cursor"] = page.next_cursor
+        print_record(run, **assigned)
+
+
+def _facts(run: Run) -> list[tuple[str, object]]:
+    from acp_store.cli.summary import summary_of_error, summary_of_item, summary_of_json
+
+    return [
+        ("run", run.run_id),
+        ("agent", run.agent_name),
+        ("session", run.session_id),
+        ("status", run.status),
+        ("mode", run.mode),
+        ("created", time_of(run.created_at)),
+        ("finished", time_of(run.finished_at)),
+        ("updated", f"{time_of(run.updated_at)}, version {run.version}"),
+        *(("input", summary_of_item(message)) for message in run.input or ()),
+        *(("output", summary_of_item(message)) for message in run.output),
+        ("awaits", summary_of_json(run.await_request)),
+        ("error", None if run.error is None else summary_of_error(run.error)),
+        ("metadata", summary_of_json(run.metadata)),
+    ]
+
+
+def _not_found(message: str) -> NoReturn:
+    print_error(message)
+    raise typer.Exit(1)
