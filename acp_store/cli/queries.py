@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -23,6 +24,7 @@ app.add_typer(runs_app, name="runs")
 app.add_typer(sessions_app, name="sessions")
 
 _EVENTS_AT_ONCE = 1000
+_WIDE = 100
 _RUN_COLUMNS = ("RUN", "AGENT", "STATUS", "CREATED", "SESSION")
 
 
@@ -92,7 +94,8 @@ def list_runs(
         _print_page(page)
         return
     rows = [(run.run_id, run.agent_name, run.status, time_of(run.created_at), run.session_id) for run in page.runs]
-    print_table(rows, _RUN_COLUMNS, whole=("RUN", "STATUS"))
+    shown = len(_RUN_COLUMNS) if shutil.get_terminal_size().columns >= _WIDE else len(_RUN_COLUMNS) - 1
+    print_table([row[:shown] for row in rows], _RUN_COLUMNS[:shown], whole=("RUN", "STATUS", "CREATED"))
     if page.total is not None:
         print_line(f"{len(page.runs)} of {page.total}")
     if page.next_cursor is not None:
@@ -112,7 +115,7 @@ def show_run(shared: Shared, run_id: Annotated[str, typer.Argument(metavar="ID",
     if shared.as_json:
         print_record(run, version=run.version, updated_at=run.updated_at)
     else:
-        print_table(_facts(run), ("", ""), whole=("",))
+        print_table([(name, value) for name, value in _facts(run) if value is not None], ("", ""), whole=("",))
 
 
 @command(app, "events")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, DateTime, Dialect, MetaData, Text, TypeDecorator, cast
+from sqlalchemy import ColumnElement, DateTime, Dialect, MetaData, Text, TypeDecorator, cast, type_coerce
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.types import UserDefinedType
@@ -85,4 +85,4 @@ class JSONText(TypeDecorator[Any]):
 
     def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
         """Read the document as text: the driver would parse it otherwise."""
-        return cast(column, Text)
+        return type_coerce(cast(column, Text), self)

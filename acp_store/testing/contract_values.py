@@ -84,24 +84,32 @@ PLACES: Final[dict[str, tuple[type[Record], Callable[[Any], dict[str, Any]]]]] =
 
 RUNS_AS_SENT: Final = (
     '{"run_id": "run-1", "agent_name": "echo", "created_at": "2026-01-01T00:00:00Z"}',
-    '{"agent_name": "echo", "run_id": "run-1", "status": "awaiting", "await_request": null, "output": [],'
-    ' "created_at": "2026-01-01T00:00:00.000001Z", "finished_at": null}',
-    '{"created_at": "2026-01-01T00:00:00Z", "status": "acme-paused", "output": [{"parts": [{"content": "x",'
-    ' "name": null}, {"content_type": null}, {}], "role": "agent/x"}], "error": null, "agent_name": "echo",'
-    ' "run_id": "run-1", "session_id": null}',
-    '{"run_id": "run-1", "agent_name": "echo", "status": "completed", "created_at": "2026-01-01T00:00:00Z",'
-    ' "output": [{"role": "agent", "parts": [{"content": "x", "metadata": {"tool_name": "t", "kind":'
-    ' "trajectory", "acme": 1}}, {"metadata": {"kind": "citation", "url": null, "start_index": 1}},'
-    ' {"metadata": {"kind": "acme", "b": 1, "a": null}}, {"metadata": null}], "created_at": null}],'
-    ' "error": {"message": "m", "code": "c"}}',
+    (
+        '{"agent_name": "echo", "run_id": "run-1", "status": "awaiting", "await_request": null, "output": [],'
+        ' "created_at": "2026-01-01T00:00:00.000001Z", "finished_at": null}'
+    ),
+    (
+        '{"created_at": "2026-01-01T00:00:00Z", "status": "acme-paused", "output": [{"parts": [{"content": "x",'
+        ' "name": null}, {"content_type": null}, {}], "role": "agent/x"}], "error": null, "agent_name": "echo",'
+        ' "run_id": "run-1", "session_id": null}'
+    ),
+    (
+        '{"run_id": "run-1", "agent_name": "echo", "status": "completed", "created_at": "2026-01-01T00:00:00Z",'
+        ' "output": [{"role": "agent", "parts": [{"content": "x", "metadata": {"tool_name": "t", "kind":'
+        ' "trajectory", "acme": 1}}, {"metadata": {"kind": "citation", "url": null, "start_index": 1}},'
+        ' {"metadata": {"kind": "acme", "b": 1, "a": null}}, {"metadata": null}], "created_at": null}],'
+        ' "error": {"message": "m", "code": "c"}}'
+    ),
 )
 
 SESSIONS_AS_SENT: Final = (
     '{"id": "session-1"}',
     '{"id": "session-1", "history": []}',
     '{"id": "session-1", "state": null}',
-    '{"state": {"b": 1, "a": null}, "history": ["x:1", {"parts": [], "role": "user", "completed_at": null},'
-    ' {"role": "agent", "parts": [{"content": "x", "content_type": "text/plain"}]}], "id": "session-1"}',
+    (
+        '{"state": {"b": 1, "a": null}, "history": ["x:1", {"parts": [], "role": "user", "completed_at": null},'
+        ' {"role": "agent", "parts": [{"content": "x", "content_type": "text/plain"}]}], "id": "session-1"}'
+    ),
 )
 
 EVENTS_AS_SENT: Final = (

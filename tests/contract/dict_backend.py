@@ -118,7 +118,8 @@ class CompleteDictRepository(Repository):
     def get_run(self, run_id: str) -> Run | None:
         check_name("run id", run_id)
         with self._lock:
-            return _copy(self._runs.get(run_id))
+            run = self._runs.get(run_id)
+            return run and _copy(run)
 
     def save_run(self, run: RunLike, *, expected_version: int | None = None, force: bool = False) -> Run:
         run = _storable(as_record(Run, run))
@@ -188,7 +189,8 @@ class CompleteDictRepository(Repository):
     def get_session(self, session_id: str) -> Session | None:
         check_name("session id", session_id)
         with self._lock:
-            return _copy(self._sessions.get(session_id))
+            session = self._sessions.get(session_id)
+            return session and _copy(session)
 
     def save_session(self, session: SessionLike, *, expected_version: int | None = None) -> Session:
         session = _storable(as_record(Session, session))
@@ -305,8 +307,8 @@ def _no_number(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON number")
 
 
-def _copy(record: Any) -> Any:
-    return record.model_copy(deep=True) if record else record
+def _copy(record: R) -> R:
+    return record.model_copy(deep=True)
 
 
 def _next_version(what: str, old: Run | Session | None, expected: int | None) -> int:

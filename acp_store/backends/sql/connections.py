@@ -171,7 +171,9 @@ class HostBind:
     @contextmanager
     def _savepoint(self) -> Iterator[Bind]:
         with self._errors():
-            savepoint = self._connection().begin_nested()
+            connection = self._connection()
+            self._dialect.join(connection)
+            savepoint = connection.begin_nested()
         try:
             yield self
         except BaseException:

@@ -72,6 +72,8 @@ class SQLDialect(ABC):
     """One database: how to open it, what its errors mean, and the writes it words in its own way."""
 
     name: ClassVar[str]
+    alters_columns: ClassVar[bool]
+    """Whether ALTER TABLE can change a column or a constraint that is there."""
     begin: ClassVar[str]
     """The statement that begins a transaction that writes."""
 
@@ -114,6 +116,10 @@ class SQLDialect(ABC):
     @abstractmethod
     def roll_back(self, connection: PoolProxiedConnection) -> None:
         """Undo the transaction where one is open; never raises: a lost connection undoes it too."""
+
+    @abstractmethod
+    def join(self, connection: Connection) -> None:
+        """See to it that a host's connection is in a transaction that a savepoint nests in."""
 
     @abstractmethod
     def is_lost(self, connection: PoolProxiedConnection) -> bool:

@@ -143,8 +143,9 @@ def _diagnose_tables(connection: Connection, schema: str | None) -> list[Finding
         detail = str(dialect_of(connection).translate(error))
         return [Finding("revision", detail, "mend the rights above, then run: acp-store db check")]
     if found != REVISION:
-        detail, _, fix = str(schema_error(found)).partition("; ")
-        return [Finding("revision", detail, fix)]
+        newer = found is not None and found > REVISION
+        fix = "pip install --upgrade acp-store" if newer else "acp-store db upgrade"
+        return [Finding("revision", f"{found or 'no tables'}; {REVISION} is needed", fix)]
     tables = drift(connection, schema) or [Finding("tables", "as the models describe them")]
     return [Finding("revision", f"{found}, which is head"), *tables]
 

@@ -45,6 +45,7 @@ class PostgreSQL(SQLDialect):
     """PostgreSQL 13 and later, through psycopg 3."""
 
     name: ClassVar[str] = "postgresql"
+    alters_columns: ClassVar[bool] = True
     begin: ClassVar[str] = "BEGIN"
 
     def create_engine(self, url: URL, options: EngineOptions) -> Engine:
@@ -121,6 +122,9 @@ class PostgreSQL(SQLDialect):
         with suppress(psycopg.Error):
             driver.rollback()
 
+    def join(self, connection: Connection) -> None:
+        pass
+
     def is_lost(self, connection: PoolProxiedConnection) -> bool:
         driver: Any = connection.dbapi_connection
         # Not idle: an interrupt came between a statement and its result.
@@ -196,6 +200,7 @@ class PostgreSQL(SQLDialect):
         quote = connection.dialect.identifier_preparer.quote
         server = connection.execute(_SERVER).one()
         role, database = quote(server.role), quote(server.database)
+        settings = f"ALTER ROLE {role} IN DATABASE {database} SET"
         fixes = {
             "version": None if server.number >= _OLDEST_SERVER else "upgrade the server to PostgreSQL 13 or later",
             "encoding": None
@@ -203,12 +208,12 @@ class PostgreSQL(SQLDialect):
             else f"CREATE DATABASE {database}_utf8 ENCODING 'UTF8' TEMPLATE template0;",
             "synchronous_commit": None
             if server.synchronous_commit != "off"
-            else f"ALTER DATABASE {database} SET synchronous_commit = on; -- off loses acknowledged writes in a crash",
+            else f"{settings} synchronous_commit = on; -- off loses acknowledged writes in a crash",
             "read_only": None
             if server.read_only == "off"
             else "connect to the primary server: this one is a standby"
             if server.standby
-            else f"ALTER DATABASE {database} SET default_transaction_read_only = off;",
+            else f"{settings} default_transaction_read_only = off;",
         }
         findings = [Finding(name, str(getattr(server, name)), fix) for name, fix in fixes.items()]
         names = {"schema": schema, "tables": list(Base.metadata.tables), "version_table": VERSION_TABLE}

@@ -153,12 +153,12 @@ class SQLRepository(Repository):
         }
         filters = frozenset(values)
         values |= {"limit": check_count("limit", limit), "offset": check_count("offset", offset)}
-        values["limit_and_offset"] = limit + offset
+        values["end"] = limit + offset
         if cursor is not None:
             created_at, run_id = parse_cursor(cursor)
             values |= {"cursor_created_at": self._dialect.time_in(created_at), "cursor_run_id": run_id}
         prepare = self._bind.prepare
-        rows = self._bind.read(prepare(statements.list_runs, filters, cursor is not None, total), values)
+        rows = self._bind.read(prepare(statements.list_runs, filters, cursor is not None, offset > 0, total), values)
         runs = [run_from_row(row[2:], self._dialect) for row in rows]
         if rows:
             count, following = rows[0][:2]

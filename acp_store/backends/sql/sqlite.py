@@ -48,6 +48,7 @@ class SQLite(SQLDialect):
     """SQLite 3.35 and later (for RETURNING), in a file or in memory, through the standard library's driver."""
 
     name: ClassVar[str] = "sqlite"
+    alters_columns: ClassVar[bool] = False
     # Takes the write lock at once: SQLite fails a transaction that read first and wants it later,
     # whatever the busy timeout (https://www.sqlite.org/lang_transaction.html, section 2.1).
     begin: ClassVar[str] = "BEGIN IMMEDIATE"
@@ -113,6 +114,13 @@ class SQLite(SQLDialect):
         driver: Any = connection.dbapi_connection
         with suppress(sqlite3.Error):
             driver.rollback()
+
+    def join(self, connection: Connection) -> None:
+        # The driver's own BEGIN comes before the first INSERT only, and a SAVEPOINT outside of a
+        # transaction commits when it is released (https://www.sqlite.org/lang_savepoint.html).
+        driver: Any = connection.connection.driver_connection
+        if not driver.in_transaction:
+            connection.exec_driver_sql(self.begin)
 
     def is_lost(self, connection: PoolProxiedConnection) -> bool:
         return connection.dbapi_connection is None
@@ -256,10 +264,14 @@ class SQLite(SQLDialect):
             run("ROLLBACK")
             findings.append(Finding("file", f"{file} is writable"))
         except DBAPIError as error:
-            fix = f"{_make_writable(file)} (and no mode=ro or immutable=1 in the URL)"
+            holder = f"end the process that holds the lock: fuser {_quoted(file)}"
+            fix = "leave mode=ro and immutable=1 out of the URL" if "readonly" in str(error.orig) else holder
             findings.append(Finding("file", f"{file}: {error.orig}", fix))
-        problems = [row[0] for row in run("PRAGMA quick_check") if row[0] != "ok"]
         recover = f"sqlite3 {_quoted(file)} .recover | sqlite3 {_quoted(Path(f'{file}.recovered'))}"
+        try:
+            problems = [row[0] for row in run("PRAGMA quick_check") if row[0] != "ok"]
+        except DBAPIError as error:
+            problems = [str(error.orig)]
         findings += [Finding("integrity", problem, recover) for problem in problems]
         return findings if problems else [*findings, Finding("integrity", "ok")]
 

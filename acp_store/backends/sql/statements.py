@@ -88,7 +88,7 @@ def count_runs(filters: frozenset[str]) -> Select[int]:
     return select(func.count()).select_from(RunRow).where(*_run_filters(filters))
 
 
-def list_runs(filters: frozenset[str], after_cursor: bool, total: bool) -> Executable:
+def list_runs(filters: frozenset[str], after_cursor: bool, skip: bool, total: bool) -> Executable:
     """Read one page of runs; each row begins with the total (or NULL) and whether more follow."""
     conditions = _run_filters(filters)
     if after_cursor:
@@ -96,24 +96,19 @@ def list_runs(filters: frozenset[str], after_cursor: bool, total: bool) -> Execu
         at = bindparam("cursor_created_at", type_=UTCDateTime())
         conditions.append(RunRow.created_at <= at)
         conditions.append(or_(RunRow.created_at < at, RunRow.run_id > _name("cursor_run_id")))
-    limit, offset = bindparam("limit", type_=BigInteger), bindparam("offset", type_=BigInteger)
-    order = RunRow.created_at.desc(), RunRow.run_id
+    newest_first = RunRow.created_at.desc(), RunRow.run_id
+    limit, offset, end = (bindparam(name, type_=BigInteger) for name in ("limit", "offset", "end"))
+
     count: ColumnElement[Any] = count_runs(filters).scalar_subquery() if total else cast(literal(None), BigInteger)
-    following = (
-        select(literal(1))
-        .select_from(RunRow)
-        .where(*conditions)
-        .order_by(*order)
-        .limit(1)
-        .offset(bindparam("limit_and_offset", type_=BigInteger))
-    )
-    return (
-        select(count.label("total"), following.scalar_subquery().label("following"), *_RUN_COLUMNS)
-        .where(*conditions)
-        .order_by(*order)
-        .limit(limit)
-        .offset(offset)
-    )
+    following = select(literal_column("1")).select_from(RunRow).where(*conditions).order_by(*newest_first)
+    page = select(
+        count.label("total"), following.limit(literal_column("1")).offset(end).scalar_subquery(), *_RUN_COLUMNS
+    ).order_by(*newest_first)
+    if not skip:
+        return page.where(*conditions).limit(limit)
+    # PostgreSQL computes the columns of the rows an OFFSET skips too, and so would read their payloads.
+    keys = select(RunRow.run_id).where(*conditions).order_by(*newest_first).limit(limit).offset(offset).subquery()
+    return page.join(keys, keys.c.run_id == RunRow.run_id)
 
 
 def get_session() -> Executable:
