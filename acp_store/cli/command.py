@@ -51,25 +51,20 @@ def shared_options(
         str | None,
         typer.Option(
             metavar="URL",
-            show_default="$DATABASE_URL, else sqlite:///acp.db",
-            help="The database: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME.",
+            help="The database, as sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME "
+            "[default: $DATABASE_URL, else sqlite:///acp.db]",
         ),
     ] = None,
     schema: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            show_default="the first one in the role's search_path",
-            help="PostgreSQL schema that holds the tables.",
+            help="PostgreSQL schema that holds the tables [default: as the role's search_path says]",
         ),
     ] = None,
     json: Annotated[
         bool,
-        typer.Option(
-            "--json",
-            show_default="only where stdout is no terminal",
-            help="Print JSON, one object a line, instead of tables.",
-        ),
+        typer.Option("--json", help="Print JSON, one object a line [default: where stdout is no terminal]"),
     ] = False,
 ) -> None:
     """Take the options where they stand before a command."""

@@ -20,9 +20,9 @@ _NOTHING = "no tables"
 @command(app, "upgrade")
 def upgrade(
     shared: Shared,
-    revision: Annotated[str, typer.Argument(metavar="[REVISION]", help="The revision to reach.")] = "head",
+    revision: Annotated[str, typer.Argument(metavar="REVISION", help="The revision to reach")] = "head",
 ) -> None:
-    """Bring the tables to a revision; creates them where there are none.
+    """Bring the tables to a revision; create them where there are none.
 
     Several processes may do it at once: one does the work, the others wait.
     """
@@ -37,8 +37,8 @@ def upgrade(
 @command(app, "downgrade")
 def downgrade(
     shared: Shared,
-    revision: Annotated[str, typer.Argument(metavar="REVISION", help="The revision to go back to; base drops all.")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", show_default="ask", help="Do not ask.")] = False,
+    revision: Annotated[str, typer.Argument(metavar="REVISION", help="The revision to go back to; base drops all")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask [default: ask]")] = False,
 ) -> None:
     """Take the tables back to a revision. What that revision has no place for is lost.
 
@@ -62,7 +62,7 @@ def downgrade(
 
 @command(app, "current")
 def current(shared: Shared) -> None:
-    """Print the revision the database is at, and the newest one, which is head."""
+    """Print the revision the database is at, and the newest one."""
     from acp_store import migrate
 
     found = migrate.current(shared.database, schema=shared.schema)
@@ -74,7 +74,7 @@ def current(shared: Shared) -> None:
 
 @command(app, "check")
 def check(shared: Shared) -> None:
-    """Say what is wrong with the database, and the command or SQL that mends it.
+    """Say what is wrong with the database, and how to mend it.
 
     Looks at the revision, at every table, column and index, at this role's rights to select, insert,
     update and delete, and at the settings (on SQLite: the file, its directory, pragmas, integrity).
@@ -100,12 +100,13 @@ def check(shared: Shared) -> None:
 def sql(
     shared: Shared,
     revision: Annotated[
-        str, typer.Argument(metavar="[REVISION]", help="The revision to reach, or FROM:TO for the steps between.")
+        str, typer.Argument(metavar="REVISION", help="The revision to reach, or FROM:TO for the steps between")
     ] = "head",
 ) -> None:
-    """Print the SQL of an upgrade without running it; only the kind of database in the URL matters.
+    """Print the SQL of an upgrade without running it.
 
-    It is plain SQL everywhere; with --json it is the "sql" of one object.
+    Nothing is connected to: only the kind of database in the URL matters. The output is plain SQL, also
+    in a pipe; --json makes one object of it.
     """
     from acp_store import migrate
 
@@ -118,7 +119,7 @@ def sql(
 
 @command(app, "create")
 def create(shared: Shared) -> None:
-    """Create the database itself, without tables; does nothing where it is there already."""
+    """Create the database itself, empty, unless it is there already."""
     from acp_store import migrate
     from acp_store.connect import printable_url
 

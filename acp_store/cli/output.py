@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -52,7 +52,8 @@ def print_line(text: str) -> None:
 
 def print_error(message: str) -> None:
     """Print one line to stderr."""
-    print(f"error: {visible(' '.join(message.splitlines()))}", file=sys.stderr)  # noqa: T201
+    with suppress(OSError):  # whoever read it went away
+        print(f"error: {visible(' '.join(message.splitlines()))}", file=sys.stderr)  # noqa: T201
 
 
 def print_table(rows: Iterable[Sequence[object]], columns: Sequence[str], *, whole: Collection[str] = ()) -> None:

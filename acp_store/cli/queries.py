@@ -30,30 +30,29 @@ _RUN_COLUMNS = ("RUN", "AGENT", "STATUS", "CREATED", "SESSION")
 
 def _parse_time(text: str) -> datetime:
     try:
-        time = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(text)
     except ValueError:
         raise typer.BadParameter(f"{text!r} is no ISO 8601 time, such as 2026-01-31T18:30:00Z") from None
-    if time.tzinfo is None:
+    if moment.tzinfo is None:
         raise typer.BadParameter(f"{text!r} has no time zone: add Z for UTC, or an offset such as +02:00")
-    return time
+    return moment
 
 
 @command(runs_app, "list")
 def list_runs(
     shared: Shared,
     *,
-    agent: Annotated[str | None, typer.Option(metavar="NAME", show_default="any", help="Runs of this agent.")] = None,
-    session: Annotated[str | None, typer.Option(metavar="ID", show_default="any", help="Runs of this session.")] = None,
+    agent: Annotated[str | None, typer.Option(metavar="NAME", help="Only runs of this agent [default: any]")] = None,
+    session: Annotated[str | None, typer.Option(metavar="ID", help="Only runs of this session [default: any]")] = None,
     status: Annotated[
-        str | None, typer.Option(metavar="STATUS", show_default="any", help="Runs in this status, such as failed.")
+        str | None, typer.Option(metavar="STATUS", help="Only runs in this status, such as failed [default: any]")
     ] = None,
     after: Annotated[
         datetime | None,
         typer.Option(
             metavar="TIME",
             parser=_parse_time,
-            show_default="no limit",
-            help="Runs created at this time or later; ISO 8601 with a zone.",
+            help="Only runs created at this time or later, as in 2026-01-31T18:30:00Z [default: any]",
         ),
     ] = None,
     before: Annotated[
@@ -61,17 +60,16 @@ def list_runs(
         typer.Option(
             metavar="TIME",
             parser=_parse_time,
-            show_default="no limit",
-            help="Runs created before this time; ISO 8601 with a zone.",
+            help="Only runs created before this time [default: any]",
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(metavar="RUNS", min=0, help="How many at most.")] = 10,
+    limit: Annotated[int, typer.Option(metavar="RUNS", min=0, help="How many at most")] = 10,
     cursor: Annotated[
         str | None,
-        typer.Option(metavar="CURSOR", show_default="the newest", help="Where to go on: the page before ends with it."),
+        typer.Option(metavar="CURSOR", help="Where to go on, as the page before says [default: at the newest]"),
     ] = None,
     total: Annotated[
-        bool, typer.Option("--total/--no-total", help="Whether to count all that match, which costs more.")
+        bool, typer.Option("--total/--no-total", help="Whether to count all that match, which costs more")
     ] = True,
 ) -> None:
     """List runs, newest first.
@@ -103,8 +101,8 @@ def list_runs(
 
 
 @command(runs_app, "show")
-def show_run(shared: Shared, run_id: Annotated[str, typer.Argument(metavar="ID", help="The run.")]) -> None:
-    """Print a run: its status, what it was asked and what it answered.
+def show_run(shared: Shared, run_id: Annotated[str, typer.Argument(metavar="ID", help="The run")]) -> None:
+    """Print a run: its status, what it was asked, what it answered.
 
     In JSON it is the run as ACP sends it, with its version and updated_at.
     """
@@ -121,12 +119,10 @@ def show_run(shared: Shared, run_id: Annotated[str, typer.Argument(metavar="ID",
 @command(app, "events")
 def events(
     shared: Shared,
-    run_id: Annotated[str, typer.Argument(metavar="ID", help="The run.")],
-    limit: Annotated[
-        int | None, typer.Option(metavar="EVENTS", min=0, show_default="all", help="How many at most.")
-    ] = None,
+    run_id: Annotated[str, typer.Argument(metavar="ID", help="The run")],
+    limit: Annotated[int | None, typer.Option(metavar="EVENTS", min=0, help="How many at most [default: all]")] = None,
     offset: Annotated[
-        int, typer.Option(metavar="EVENTS", min=0, help="How many to leave out: the last seq already seen.")
+        int, typer.Option(metavar="EVENTS", min=0, help="How many to leave out: the last seq already seen")
     ] = 0,
 ) -> None:
     """Print the events of a run, in order.
@@ -154,7 +150,7 @@ def events(
 
 
 @command(sessions_app, "show")
-def show_session(shared: Shared, session_id: Annotated[str, typer.Argument(metavar="ID", help="The session.")]) -> None:
+def show_session(shared: Shared, session_id: Annotated[str, typer.Argument(metavar="ID", help="The session")]) -> None:
     """Print a session: its state and its history.
 
     In JSON it is the session as ACP sends it, with its version and updated_at.
@@ -180,7 +176,7 @@ def show_session(shared: Shared, session_id: Annotated[str, typer.Argument(metav
 
 @command(app, "stats")
 def stats(shared: Shared) -> None:
-    """Count what is stored: runs by status, sessions, messages and events."""
+    """Count runs, by status too, sessions, messages and events."""
     with shared.open() as repository:
         found = repository.stats()
     counts = {"runs": found.runs, "sessions": found.sessions, "messages": found.messages, "events": found.events}
@@ -196,10 +192,13 @@ def stats(shared: Shared) -> None:
 def ping(
     shared: Shared,
     timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0, help="Longest wait for a connection, in seconds.")
+        float, typer.Option(metavar="SECONDS", min=0, help="Longest wait for a connection, in seconds")
     ] = 5,
 ) -> None:
-    """Ask the database for an answer; exits with 0 if it gives one and its tables are of this version."""
+    """Ask the database for an answer.
+
+    Exits with 0 if it gives one and its tables are of this version.
+    """
     from acp_store.connect import printable_url
 
     with shared.open(timeout=timeout) as repository:

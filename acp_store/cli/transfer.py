@@ -30,7 +30,7 @@ _RUNS_AT_ONCE = 100
 
 @command(app, "import")
 def import_(
-    shared: Shared, file: Annotated[str, typer.Argument(metavar="FILE", help="Where to read; - is stdin.")]
+    shared: Shared, file: Annotated[str, typer.Argument(metavar="FILE", help="Where to read; - is stdin")]
 ) -> None:
     """Store what a file of recordings has and the database has not.
 
@@ -66,12 +66,13 @@ def import_(
 
 @command(app, "export")
 def export(
-    shared: Shared, file: Annotated[str, typer.Argument(metavar="FILE", help="Where to write; - is stdout.")]
+    shared: Shared, file: Annotated[str, typer.Argument(metavar="FILE", help="Where to write; - is stdout")]
 ) -> None:
-    """Write all runs, newest first, with their events and sessions, in the format that import reads.
+    """Write all runs with their events and sessions, as import reads them.
 
-    A session is written with its oldest run; a session without runs is not exported. The file is there
-    when it is complete, not before. A run that is written to meanwhile may be caught half-way.
+    The newest run comes first. A session is written with its oldest run; a session without runs is not
+    exported. The file is there when it is complete, not before. A run that is written to meanwhile may be
+    caught between two of its writes.
     """
     from acp_store.cli.recording import json_line
 

@@ -9,10 +9,18 @@ from typing import Any, Final
 from alembic.autogenerate import produce_migrations
 from alembic.migration import MigrationContext
 from alembic.operations import MigrateOperation, Operations
-from alembic.operations.ops import CreateIndexOp, OpContainer
+from alembic.operations.ops import (
+    AddColumnOp,
+    AddConstraintOp,
+    AlterColumnOp,
+    CreateIndexOp,
+    DropConstraintOp,
+    OpContainer,
+)
 from sqlalchemy import Connection, MetaData
 
-from acp_store.backends.sql.dialect import Finding
+from acp_store.backends.sql.dialect import Finding, SQLDialect
+from acp_store.backends.sql.engine import dialect_of
 from acp_store.models import VERSION_TABLE, Base
 
 __all__ = ["drift", "only_ours", "our_tables", "target_metadata"]
@@ -21,6 +29,7 @@ _REBUILD: Final = (
     "build it anew: acp-store export acp.jsonl; move the database away; "
     "acp-store db upgrade; acp-store import acp.jsonl"
 )
+_RESTORE: Final = "restore the table from a backup: nothing else knows what its rows had in this column"
 _REMOVALS: Final = ("remove_column", "remove_index", "remove_table")
 _STATES: Final = {"add": "is missing", "remove": "is not ours or of another version"}
 
@@ -39,7 +48,8 @@ def drift(connection: Connection, schema: str | None) -> list[Finding]:
     upgrade = produce_migrations(context, target_metadata(schema)).upgrade_ops
     if upgrade is None:
         return []
-    return [_finding(context, operation) for operation in _operations(upgrade)]
+    dialect = dialect_of(connection)
+    return [_finding(context, operation, dialect) for operation in _operations(upgrade)]
 
 
 def target_metadata(schema: str | None) -> MetaData:
@@ -76,10 +86,10 @@ def _operations(container: OpContainer) -> Iterator[MigrateOperation]:
             yield operation
 
 
-def _finding(context: MigrationContext, operation: MigrateOperation) -> Finding:
+def _finding(context: MigrationContext, operation: MigrateOperation, dialect: SQLDialect) -> Finding:
     changes: Any = operation.to_diff_tuple()
     sentences = [_sentence(change) for change in (changes if isinstance(changes, list) else [changes])]
-    fix = _sql(context, operation)
+    fix = _sql(context, operation, dialect)
     if changes[0] in _REMOVALS:
         fix += " -- only if nothing else uses it"
     return Finding("tables", "; ".join(sentences), fix)
@@ -98,15 +108,16 @@ def _sentence(change: tuple[Any, ...]) -> str:
     return f"{noun} {name} {_STATES.get(verb, 'differs from the model')}"
 
 
-def _sql(context: MigrationContext, operation: MigrateOperation) -> str:
+def _sql(context: MigrationContext, operation: MigrateOperation, dialect: SQLDialect) -> str:
+    if not dialect.alters_columns and isinstance(operation, (AlterColumnOp, AddConstraintOp, DropConstraintOp)):
+        return _REBUILD
+    if isinstance(operation, AddColumnOp) and not operation.column.nullable:
+        return _RESTORE
     if isinstance(operation, CreateIndexOp):
         operation.kw["postgresql_concurrently"] = True
+    if isinstance(operation, AlterColumnOp):
+        operation.kw.pop("existing_autoincrement", None)  # Alembic warns of it where the database is not MySQL
     written = io.StringIO()
-    offline = MigrationContext.configure(
-        dialect=type(context.dialect)(), opts={"as_sql": True, "output_buffer": written, "literal_binds": True}
-    )
-    try:
-        Operations(offline).invoke(operation)
-    except NotImplementedError:
-        return _REBUILD
+    options = {"as_sql": True, "output_buffer": written, "literal_binds": True}
+    Operations(MigrationContext.configure(dialect=type(context.dialect)(), opts=options)).invoke(operation)
     return " ".join(written.getvalue().split())
