@@ -6,6 +6,7 @@ import base64
 import binascii
 from datetime import UTC, datetime
 from typing import Any, Final
+from uuid import UUID
 
 from pydantic_core import from_json, to_json
 
@@ -20,12 +21,14 @@ _MAX_COUNT: Final = 2**63 - 1
 
 
 def check_name(what: str, value: object) -> str:
-    """Return an id, agent name, status, event type or idempotency key, if it can be one.
+    """Return an id, agent name, status, event type or idempotency key as a string, if it can be one.
 
     Raises:
-        PayloadError: It is no string, is empty, has a U+0000 or a lone surrogate in it, or takes
+        PayloadError: It is no string (or UUID), is empty, has a U+0000 or a lone surrogate in it, or takes
             more than `MAX_NAME_BYTES` bytes in UTF-8.
     """
+    if isinstance(value, UUID):
+        return str(value)
     if not isinstance(value, str):
         raise PayloadError(f"{what} must be a string, not {type(value).__name__}")
     if not value:

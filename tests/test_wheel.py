@@ -22,7 +22,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
         copy(ROOT / name, source / name)
     build = "from setuptools.build_meta import build_wheel; print(build_wheel('dist'))"
-    output = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(
+        [sys.executable, "-c", build], cwd=source, capture_output=True, text=True, check=True
+    ).stdout
     target = tmp_path_factory.mktemp("installed")
     with zipfile.ZipFile(source / "dist" / output.splitlines()[-1]) as wheel:
         wheel.extractall(target)

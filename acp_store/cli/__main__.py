@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 __all__ = ["main"]
 
-_EXTRA = ("typer", "rich")
+_NEEDED = ("typer", "rich")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,14 +18,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows the program's name; None takes what the process was given.
     """
     try:
-        from acp_store.cli.app import run
-    except ModuleNotFoundError as error:
-        if error.name not in _EXTRA:
-            raise
-        from acp_store.errors import MissingExtraError
+        if not all(map(find_spec, _NEEDED)):
+            from acp_store.errors import MissingExtraError
 
-        print(f"error: {MissingExtraError('cli', 'the program acp-store')}", file=sys.stderr)  # noqa: T201
-        return 1
+            print(f"error: {MissingExtraError('cli', 'the program acp-store')}", file=sys.stderr)  # noqa: T201
+            return 1
+        from acp_store.cli.app import run
     except KeyboardInterrupt:
         return 130
     return run(sys.argv[1:] if arguments is None else arguments)

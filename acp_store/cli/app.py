@@ -41,8 +41,24 @@ app.add_typer(queries.app)
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return the exit code of the program."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            nothing = Path(os.devnull).open("r" if name == "stdin" else "w", encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, nothing)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    code = _run(arguments)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Python would try again at its end, and say so.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return code or _end_of(error)
+    return code
+
+
+def _run(arguments: Sequence[str]) -> int:
     try:
         with warnings.catch_warnings():
             if not sys.warnoptions:
@@ -50,34 +66,30 @@ def run(arguments: Sequence[str]) -> int:
             program = get_command(app)
             with program.make_context(NAME, list(arguments)) as context:
                 program.invoke(context)
-            sys.stdout.flush()
     except typer.Exit as end:
         return end.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return _INTERRUPTED
-    except typer.TyperException as error:
+    except Exception as error:  # noqa: BLE001  # whoever runs a command is never shown a traceback
+        return _end_of(error)
+    return 0
+
+
+def _end_of(error: Exception) -> int:
+    """Print the line for an error, and return the exit code."""
+    if isinstance(error, typer.TyperException):
         where = getattr(error, "ctx", None)
         print_error(f"{error.format_message()} (see: {where.command_path if where else NAME} --help)")
         return error.exit_code
-    except AcpStoreError as error:
-        print_error(str(error))
-    except BrokenPipeError:
-        _drop_output()
+    if isinstance(error, BrokenPipeError):
         return _BROKEN_PIPE
-    except OSError as error:
-        _drop_output()
+    if isinstance(error, AcpStoreError):
+        print_error(str(error))
+    elif isinstance(error, OSError):
         print_error(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
-    except Exception as error:  # noqa: BLE001  # the message is left out: it may quote a URL
-        place = extract_tb(error.__traceback__)[-1]
-        print_error(
-            f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}: a bug, please report it"
-        )
     else:
-        return 0
+        # Without its message, which may quote a URL.
+        places = [each for each in extract_tb(error.__traceback__) if "acp_store" in Path(each.filename).parts]
+        where = f"{Path(places[-1].filename).name}, line {places[-1].lineno}"
+        print_error(f"{type(error).__name__} in {where}: a bug, please report it")
     return 1
-
-
-def _drop_output() -> None:
-    """Have what is still buffered go nowhere: Python would try to write it again at its end."""
-    with suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from acp_store.testing import factories as make
 from acp_store.testing.factories import at
-from acp_store.testing.phrases import history, ids, run_of, session_of, wire
+from acp_store.testing.phrases import history, ids, payloads, run_of, session_of, wire
 
 if TYPE_CHECKING:
     from acp_store.repository import Repository
@@ -55,6 +55,25 @@ class RecordClauses:
         repository.save_run(second)
         assert wire(repository.get_run("run-1")) == sent
         assert repository.list_runs().total == 1
+
+    def test_a_read_sees_the_last_write(self, repository: Repository) -> None:
+        """Whatever was read before, a read returns what was written last, or None after a delete."""
+        for number in range(3):
+            assert repository.get_run("run-1") is None
+            assert repository.get_session("session-1") is None
+            assert repository.get_events("run-1") == []
+            assert repository.list_runs().total == 0
+            for mark in (10 * number, 10 * number + 1):
+                repository.save_run(make.run(metadata=mark))
+                assert run_of(repository).metadata == mark
+                assert [run.metadata for run in repository.list_runs().runs] == [mark]
+                repository.save_session(make.session(state=mark, history=[make.message(str(mark))]))
+                assert session_of(repository).state == mark
+                assert history(repository) == [str(mark)]
+                repository.add_event("run-1", make.generic_event(mark))
+                assert payloads(repository.get_events("run-1", offset=mark % 10)) == [mark]
+            repository.delete_run("run-1")
+            repository.delete_session("session-1")
 
     def test_a_run_is_saved_whole(self, repository: Repository) -> None:
         """A save that leaves fields out does not keep the ones stored before."""

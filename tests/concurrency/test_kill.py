@@ -77,7 +77,7 @@ def _wait_for_more(writers: list[Writer], more: int) -> None:
 def _assert_nothing_is_lost(repository: Repository, writers: list[Writer]) -> None:
     found = repository.get_events("run", limit=1_000_000)
     assert [event.seq for event in found] == list(range(1, len(found) + 1))
-    stored = {}
+    stored: dict[tuple[str, int], int | None] = {}
     for event in found:
         generic = event.model_dump()["generic"]
         assert stored.setdefault((generic["writer"], generic["number"]), event.seq) == event.seq

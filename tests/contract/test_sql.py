@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
 from acp_store import Capability, Repository, SQLRepository, open_repository
 from acp_store.testing import RepositoryContract
+from tests.hosts import host_engine
 
 
 class TestFromURL(RepositoryContract):
@@ -35,7 +35,7 @@ class TestFromEngine(RepositoryContract):
 
     @pytest.fixture
     def repository(self, file_url: str) -> Iterator[Repository]:
-        engine = create_engine(file_url.replace("postgresql:", "postgresql+psycopg:"))
+        engine = host_engine(file_url.replace("postgresql:", "postgresql+psycopg:"))
         yield SQLRepository(engine)
         engine.dispose()
 
@@ -53,7 +53,7 @@ class TestFromConnection(RepositoryContract):
 
     @pytest.fixture
     def repository(self, file_url: str) -> Iterator[Repository]:
-        engine = create_engine(file_url.replace("postgresql:", "postgresql+psycopg:"))
+        engine = host_engine(file_url.replace("postgresql:", "postgresql+psycopg:"))
         with engine.connect() as connection:
             yield _InHostTransaction(connection)
         engine.dispose()
@@ -64,7 +64,7 @@ class TestFromSession(RepositoryContract):
 
     @pytest.fixture
     def repository(self, file_url: str) -> Iterator[Repository]:
-        engine = create_engine(file_url.replace("postgresql:", "postgresql+psycopg:"))
+        engine = host_engine(file_url.replace("postgresql:", "postgresql+psycopg:"))
         with Session(engine) as session:
             yield _InHostTransaction(session)
         engine.dispose()

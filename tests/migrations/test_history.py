@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, inspect, make_url, text
+from sqlalchemy import Column, Integer, MetaData, Table, inspect, make_url, text
 
 from acp_store import SchemaError, migrate, open_repository
 from acp_store.models import REVISION
+from tests.hosts import host_engine
 from tests.servers import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -32,12 +33,8 @@ def _alembic(*arguments: str, cwd: Path = ROOT, **environment: str) -> str:
     return result.stdout
 
 
-def _engine(url: str) -> Engine:
-    return create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
-
-
 def _tables(url: str, schema: str | None = None) -> set[str]:
-    engine = _engine(url)
+    engine = host_engine(url)
     try:
         return set(inspect(engine).get_table_names(schema=schema))
     finally:
@@ -109,7 +106,7 @@ def test_offline_sql_makes_the_same_schema(empty_url: str) -> None:
     """The SQL of ``--sql``, run by hand, makes a database that `check` finds nothing wrong with."""
     script = _alembic("upgrade", "head", "--sql", DATABASE_URL=empty_url)
     assert script == migrate.sql(empty_url)
-    engine = _engine(empty_url)
+    engine = host_engine(empty_url)
     with engine.begin() as connection:
         driver: Any = connection.connection.driver_connection
         run_script = getattr(driver, "executescript", driver.execute)
@@ -152,7 +149,7 @@ def test_the_alembic_command_takes_a_schema(empty_postgres_url: str) -> None:
 
 def test_a_host_connection_is_used_and_left_open(empty_postgres_url: str) -> None:
     """An upgrade on the caller's connection is part of the caller's transaction."""
-    engine = _engine(empty_postgres_url)
+    engine = host_engine(empty_postgres_url)
     with engine.connect() as connection:
         transaction = connection.begin()
         migrate.upgrade(connection)
@@ -166,7 +163,7 @@ def test_a_host_autogenerate_leaves_our_tables(empty_url: str) -> None:
     migrate.upgrade(empty_url)
     metadata = MetaData()
     Table("host_things", metadata, Column("id", Integer, primary_key=True))
-    engine = _engine(empty_url)
+    engine = host_engine(empty_url)
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
@@ -182,7 +179,7 @@ def test_a_host_autogenerate_leaves_our_tables(empty_url: str) -> None:
 
 def test_two_versions_of_alembic_meet_nowhere(empty_url: str) -> None:
     """Our version table is our own: a host's ``alembic_version`` is neither read nor written."""
-    engine = _engine(empty_url)
+    engine = host_engine(empty_url)
     with engine.begin() as connection:
         connection.execute(text("create table alembic_version (version_num varchar(32) not null)"))
         connection.execute(text("insert into alembic_version values ('host42')"))
@@ -270,7 +267,7 @@ def test_an_unmigrated_database_is_refused_with_the_command(empty_url: str) -> N
 def test_another_revision_is_refused(empty_url: str, found: str, advice: str) -> None:
     """An older or newer database is refused, naming both revisions and what to do."""
     migrate.upgrade(empty_url)
-    engine = _engine(empty_url)
+    engine = host_engine(empty_url)
     with engine.begin() as connection:
         connection.execute(text("update acp_alembic_version set version_num = :found"), {"found": found})
     engine.dispose()
@@ -281,7 +278,7 @@ def test_another_revision_is_refused(empty_url: str, found: str, advice: str) ->
 def test_a_newer_database_is_not_upgraded(empty_url: str) -> None:
     """An upgrade does not touch a database that a newer acp_store made."""
     migrate.upgrade(empty_url)
-    engine = _engine(empty_url)
+    engine = host_engine(empty_url)
     with engine.begin() as connection:
         connection.execute(text("update acp_alembic_version set version_num = '9999'"))
     engine.dispose()

@@ -71,7 +71,7 @@ def test_depth_is_limited_to_what_can_be_read_back() -> None:
 
 def test_many_brackets_are_not_depth() -> None:
     """A wide value is no deep one, nor are brackets in strings."""
-    value = [[] for _ in range(1000)] + ["[" * 1000]
+    value: list[Any] = [[] for _ in range(1000)] + ["[" * 1000]
     assert decode_value(encode("value", value)) == value
 
 

@@ -81,7 +81,7 @@ def test_life_of_a_run() -> None:
     """The helpers set status, error, output and time of finishing."""
     run = Run(agent_name="echo")
     assert not run.is_terminal
-    assert run.start().status == RunStatus.IN_PROGRESS == "in-progress"
+    assert run.start().status == RunStatus.IN_PROGRESS
     assert run.await_({"type": "message"}).await_request == {"type": "message"}
     assert run.start().await_request is None
     assert run.complete([Message.agent("hi", name="echo")]).is_terminal

@@ -68,7 +68,8 @@ class PoolBind:
             return cursor.fetchall() if statement.returns_rows else []
         except Exception as error:
             # A read changes nothing: when the connection turns out to be dead, once more on another.
-            if writing or not repeat or not self._dialect.is_lost(connection):
+            dead = self._dialect.is_lost(connection) and not isinstance(error, TimeoutError)
+            if writing or not repeat or not dead:
                 raise self._dialect.translate(error, committing=writing) from error
         finally:
             self._check_in(connection)

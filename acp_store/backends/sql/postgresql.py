@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Final
 
 import psycopg
 import sqlalchemy as sa
+from psycopg import sql
+from psycopg.abc import PQGen
 from psycopg.pq import ConnStatus, TransactionStatus
 from sqlalchemy import URL, BigInteger, Connection, Engine, Text, bindparam, cast, event, func, insert, select
 from sqlalchemy.dialects.postgresql import insert as pg_insert
@@ -58,6 +60,7 @@ class PostgreSQL(SQLDialect):
             pool_reset_on_return=None,
             connect_args={"autocommit": True, "connect_timeout": _connect_timeout(url, options.timeout)},
         )
+        event.listen(engine, "do_connect", _Connect(options.timeout))
         event.listen(engine, "checkout", _refuse_dead_connection)
         return engine
 
@@ -266,6 +269,39 @@ _INVALID_INDEXES: Final = sa.text(f"""
     JOIN pg_class i ON i.oid = x.indexrelid
     WHERE t.relname = ANY(:tables) ORDER BY i.relname
 """)
+
+
+class _NoAnswerError(psycopg.OperationalError, TimeoutError):
+    """The server did not answer in time."""
+
+
+class _Connection(psycopg.Connection[Any]):
+    """A connection on which no statement waits longer than `limit` seconds."""
+
+    limit: float
+
+    def wait(self, gen: PQGen[Any], interval: float = 0.1, timeout: float | None = None) -> Any:
+        try:
+            return super().wait(gen, interval, self.limit if timeout is None else timeout)
+        except psycopg.errors._WaitTimeout as error:  # noqa: SLF001  # psycopg has no public name for it
+            self.close()
+            raise _NoAnswerError(f"no answer within {self.limit:g} s") from error
+
+
+class _Connect:
+    """Opens the connections of our own engines."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+
+    def __call__(self, _dialect: object, _record: object, args: list[Any], options: dict[str, Any]) -> Any:
+        connection = _Connection.connect(*args, **options)
+        connection.limit = self._timeout
+        # Before the limit of the connection, so that a wait for a lock ends with nothing written
+        # instead of with nobody knowing.
+        milliseconds = max(1, int(self._timeout * 900))
+        connection.execute(sql.SQL("SET lock_timeout = {}").format(milliseconds))
+        return connection
 
 
 def _connect_timeout(url: URL, timeout: float) -> int:

@@ -194,7 +194,7 @@ class SQLRepository(Repository):
     def append_messages(
         self, session_id: str, messages: Sequence[MessageLike], *, state: Any | Unset = UNSET
     ) -> Session:
-        check_name("session id", session_id)
+        session_id = check_name("session id", session_id)
         given = [item if isinstance(item, str) else as_record(Message, item) for item in messages]
         head = Session(id=session_id) if state is UNSET else Session(id=session_id, state=state)
         values = values_of_session(head) | {"session_message_count": len(given)}
@@ -204,7 +204,7 @@ class SQLRepository(Repository):
         return session_from_row((stored_id, None, stored_state, extra, wire_fields, updated_at, version), self._dialect)
 
     def add_event(self, run_id: str, event: EventLike, *, key: str | None = None) -> Event:
-        check_name("run id", run_id)
+        run_id = check_name("run id", run_id)
         event = as_event(event)
         event_type = check_name("event type", event.type)
         payload = encode(f"event of run {run_id!r}", event)
@@ -215,7 +215,7 @@ class SQLRepository(Repository):
         return event.stamped(row[0], self._dialect.time_out(row[1]))
 
     def add_events(self, run_id: str, events: Sequence[EventLike]) -> list[Event]:
-        check_name("run id", run_id)
+        run_id = check_name("run id", run_id)
         given = [as_event(event) for event in events]
         if not given:
             return []

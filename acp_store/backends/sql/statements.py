@@ -100,7 +100,7 @@ def list_runs(filters: frozenset[str], after_cursor: bool, skip: bool, total: bo
     limit, offset, end = (bindparam(name, type_=BigInteger) for name in ("limit", "offset", "end"))
 
     count: ColumnElement[Any] = count_runs(filters).scalar_subquery() if total else cast(literal(None), BigInteger)
-    following = select(literal_column("1")).select_from(RunRow).where(*conditions).order_by(*newest_first)
+    following: Select[Any] = select(literal_column("1")).select_from(RunRow).where(*conditions).order_by(*newest_first)
     page = select(
         count.label("total"), following.limit(literal_column("1")).offset(end).scalar_subquery(), *_RUN_COLUMNS
     ).order_by(*newest_first)

@@ -1,0 +1,291 @@
+"""`acp-store db check` finds what is wrong, and what it prints to mend it mends it."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from sqlalchemy import make_url
+
+from tests.cli.program import environment, run
+from tests.cli.test_front_door import make_newer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.cli.conftest import Invoke
+    from tests.servers import Postgres
+
+REBUILD = "build it anew: acp-store export"
+
+# What happened to the tables, what is said of it, and how the fix begins on PostgreSQL and on SQLite.
+DRIFTS = [
+    ("drop index ix_acp_runs_status", "index ix_acp_runs_status is missing", "CREATE INDEX", "CREATE INDEX"),
+    ("create index mine on acp_runs (mode)", "index mine is not ours", "DROP INDEX mine;", "DROP INDEX mine;"),
+    ("drop table acp_event_heads", "table acp_event_heads is missing", "CREATE TABLE", "CREATE TABLE"),
+    ("alter table acp_runs drop column mode", "column acp_runs.mode is missing", "ALTER TABLE", "ALTER TABLE"),
+    ("alter table acp_runs add column note text", "column acp_runs.note is not ours", "ALTER TABLE", "ALTER TABLE"),
+]
+
+
+def path_of(sqlite_url: str) -> Path:
+    return Path(str(make_url(sqlite_url).database))
+
+
+@contextmanager
+def driver(url: str) -> Iterator[Callable[[str], object]]:
+    """A function that runs SQL as an administrator's own tool would."""
+    if url.startswith("sqlite"):
+        with closing(sqlite3.connect(path_of(url), isolation_level=None)) as file:
+            yield file.execute
+    else:
+        with psycopg.connect(url, autocommit=True) as server:
+            yield lambda statement: server.execute(statement.encode())
+
+
+def problems(invoke: Invoke, url: str, *options: str) -> list[dict[str, Any]]:
+    """What `db check` finds wrong; it has to exit with 1 exactly if there is something."""
+    done = invoke("db", "check", "--url", url, *options)
+    found = [line for line in done.lines if not line["ok"]]
+    assert done.code == (1 if found else 0)
+    assert done.err == ""
+    assert all(line["fix"] is None for line in done.lines if line["ok"])
+    return found
+
+
+def test_nothing_is_wrong(imported_url: str, invoke: Invoke) -> None:
+    """A database as it should be has every check in order."""
+    assert problems(invoke, imported_url) == []
+    checks = {line["check"] for line in invoke("db", "check", "--url", imported_url).lines}
+    assert {"revision", "tables", "version"} <= checks
+    expected = {"journal_mode", "foreign_keys", "synchronous", "file", "integrity"}
+    assert checks & {*expected, "rights"} == (expected if imported_url.startswith("sqlite") else {"rights"})
+
+
+def test_no_tables(empty_url: str, invoke: Invoke) -> None:
+    """Without tables the fix is to upgrade, and then nothing is wrong."""
+    (problem,) = problems(invoke, empty_url)
+    assert problem["fix"] == "acp-store db upgrade"
+    command = problem["fix"].removeprefix("acp-store ").split()
+    assert run(*command, env=environment(DATABASE_URL=empty_url)).code == 0
+    assert problems(invoke, empty_url) == []
+
+
+def test_a_check_makes_no_file(empty_sqlite_url: str, invoke: Invoke) -> None:
+    """Looking at a file that is not there leaves it so."""
+    (problem,) = problems(invoke, empty_sqlite_url)
+    assert problem["detail"] == f"there is no {path_of(empty_sqlite_url)}"
+    assert not path_of(empty_sqlite_url).exists()
+
+
+def test_a_newer_database(sqlite_url: str, invoke: Invoke) -> None:
+    """A database that a newer version made needs that version."""
+    make_newer(sqlite_url)
+    (problem,) = problems(invoke, sqlite_url)
+    assert problem["detail"] == "9999; 0001 is needed"
+    assert problem["fix"] == "pip install --upgrade acp-store"
+
+
+@pytest.mark.parametrize(("change", "detail", "on_postgresql", "on_sqlite"), DRIFTS, ids=[each[0] for each in DRIFTS])
+def test_drift(change: str, detail: str, on_postgresql: str, on_sqlite: str, file_url: str, invoke: Invoke) -> None:
+    """Whatever was changed behind our back is found, and the SQL shown brings it back."""
+    with driver(file_url) as execute:
+        execute(change)
+        (problem,) = problems(invoke, file_url)
+        assert problem["check"] == "tables"
+        assert problem["detail"].startswith(detail)
+        assert problem["fix"].startswith(on_sqlite if file_url.startswith("sqlite") else on_postgresql)
+        execute(problem["fix"])
+    assert problems(invoke, file_url) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "alter table acp_runs alter column status drop not null",
+        "alter table acp_runs alter column mode type varchar(10)",
+        "comment on column acp_runs.input is 'mine'",
+        "alter table acp_run_status_history drop constraint fk_acp_run_status_history_run_id_acp_runs",
+        "update pg_index set indisvalid = false where indexrelid = 'ix_acp_runs_agent_name'::regclass",
+    ],
+)
+@pytest.mark.parametrize("schema", [None, "odd schema"])
+def test_drift_on_postgresql(change: str, schema: str | None, empty_postgres_url: str, invoke: Invoke) -> None:
+    """The same for what SQLite cannot change; with a schema, the SQL names it."""
+    options = () if schema is None else ("--schema", schema)
+    invoke("db", "upgrade", "--url", empty_postgres_url, *options)
+    with driver(empty_postgres_url) as execute:
+        execute(f'set search_path to "{schema or "public"}"')
+        execute(change)
+        execute("reset search_path")
+        (problem,) = problems(invoke, empty_postgres_url, *options)
+        execute(problem["fix"])
+    assert problems(invoke, empty_postgres_url, *options) == []
+
+
+def test_drift_that_sqlite_cannot_mend(sqlite_url: str, invoke: Invoke) -> None:
+    """Where ALTER TABLE does not reach, the way is through an export."""
+    with driver(sqlite_url) as execute:
+        execute("alter table acp_runs rename to old")
+        execute("create table acp_runs as select * from old")
+        execute("drop table old")
+    fixes = {problem["fix"] for problem in problems(invoke, sqlite_url)}
+    assert any(fix.startswith(REBUILD) for fix in fixes)
+    assert any(fix.startswith("CREATE INDEX") for fix in fixes)
+
+
+def test_a_lost_column_that_must_have_a_value(file_url: str, invoke: Invoke) -> None:
+    """No SQL can bring back what only a backup has."""
+    with driver(file_url) as execute:
+        execute("alter table acp_events drop column recorded_at")
+    (problem,) = problems(invoke, file_url)
+    assert problem["fix"].startswith("restore the table from a backup")
+
+
+@contextmanager
+def role(postgres_url: str) -> Iterator[str]:
+    """The URL of a role with an odd name and no rights, which is dropped again."""
+    name = f"odd role {os.getpid()}"
+    with driver(postgres_url) as execute:
+        execute(f"""create role "{name}" login password 's3cr3t'""")
+        try:
+            url = make_url(postgres_url).set(username=name, password="s3cr3t")
+            yield url.render_as_string(hide_password=False)
+        finally:
+            execute(f'drop owned by "{name}"')
+            execute(f'drop role "{name}"')
+
+
+def test_rights(postgres_url: str, invoke: Invoke) -> None:
+    """Each right that is missing in a table is named, and granted by the SQL shown."""
+    with role(postgres_url) as url, driver(postgres_url) as execute:
+        missing = problems(invoke, url)
+        assert [problem["check"] for problem in missing] == ["rights"] * 7 + ["revision"]
+        for problem in missing[:-1]:
+            execute(problem["fix"])
+        assert problems(invoke, url) == []
+        execute(missing[2]["fix"].replace("GRANT SELECT, INSERT,", "REVOKE").replace(" TO ", " FROM "))
+        (problem,) = problems(invoke, url)
+        assert problem["detail"].endswith("may not update, delete in acp_events")
+
+
+def test_rights_in_a_schema(empty_postgres_url: str, invoke: Invoke) -> None:
+    """A schema that may not be used is found first; mending step by step ends well."""
+    schema = ("--schema", "odd schema")
+    invoke("db", "upgrade", "--url", empty_postgres_url, *schema)
+    with role(empty_postgres_url) as url, driver(empty_postgres_url) as execute:
+        usage, _ = problems(invoke, url, *schema)
+        assert usage["detail"].endswith('may not use schema "odd schema"')
+        execute(usage["fix"])
+        for problem in problems(invoke, url, *schema)[:-1]:
+            execute(problem["fix"])
+        assert problems(invoke, url, *schema) == []
+
+
+@pytest.mark.parametrize("setting", ["synchronous_commit = off", "default_transaction_read_only = on"])
+def test_settings_of_a_role(setting: str, postgres_url: str, invoke: Invoke) -> None:
+    """A setting that breaks a promise is found, and the SQL shown overrules it."""
+    with role(postgres_url) as url, driver(postgres_url) as execute:
+        execute(f'grant all on all tables in schema public to "{make_url(url).username}"')
+        execute(f'alter role "{make_url(url).username}" set {setting}')
+        (problem,) = problems(invoke, url)
+        execute(problem["fix"])
+        assert problems(invoke, url) == []
+
+
+def test_an_encoding_that_is_not_utf8(own_postgres: Postgres, invoke: Invoke) -> None:
+    """A database in another encoding cannot keep every text; the fix makes one beside it that can."""
+    with driver(own_postgres.url) as execute:
+        execute("create database latin encoding 'latin1' locale 'C' template template0")
+        url = own_postgres.url_for("latin")
+        invoke("db", "upgrade", "--url", url)
+        (problem,) = problems(invoke, url)
+        assert (problem["check"], problem["detail"]) == ("encoding", "LATIN1")
+        execute(problem["fix"])
+    invoke("db", "upgrade", "--url", own_postgres.url_for("latin_utf8"))
+    assert problems(invoke, own_postgres.url_for("latin_utf8")) == []
+
+
+def test_a_database_in_memory(invoke: Invoke) -> None:
+    """A database that ends with the process is nothing to check."""
+    (problem,) = problems(invoke, "sqlite://")
+    assert problem["fix"] == "name a file, as in sqlite:///acp.db"
+
+
+def test_a_missing_directory(tmp_path: Path, invoke: Invoke) -> None:
+    """The command shown makes the directory, whatever is in its name."""
+    url = f"sqlite:///{tmp_path}/it's odd/acp.db"
+    (problem,) = problems(invoke, url)
+    subprocess.run(["sh", "-c", problem["fix"]], check=True)
+    (problem,) = problems(invoke, url)
+    assert problem["fix"] == "acp-store db upgrade"
+
+
+def test_read_only_by_url(sqlite_url: str, invoke: Invoke) -> None:
+    """A URL that asks for a read-only file is told so."""
+    (problem,) = problems(invoke, sqlite_url.replace("///", "///file:") + "?mode=ro&uri=true")
+    assert problem["check"] == "file"
+    assert problem["fix"] == "leave mode=ro and immutable=1 out of the URL"
+
+
+def test_synchronous_as_the_url_says(sqlite_url: str, invoke: Invoke) -> None:
+    """What the URL sets is shown, and is no problem."""
+    done = invoke("db", "check", "--url", f"{sqlite_url}?synchronous=NORMAL")
+    assert {"check": "synchronous", "ok": True, "detail": "NORMAL", "fix": None} in done.lines
+    assert done.code == 0
+
+
+def test_a_locked_file(sqlite_url: str, invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that keeps the write lock is a problem, not an endless wait."""
+    monkeypatch.setattr("acp_store.backends.sql.migrate._TIMEOUT", 0.1)
+    with driver(sqlite_url) as execute:
+        execute("begin immediate")
+        (problem,) = problems(invoke, sqlite_url)
+        execute("rollback")
+    assert "locked" in problem["detail"]
+    assert problem["fix"].startswith("end the process that holds the lock: fuser ")
+
+
+def test_a_damaged_file(imported_url: str, invoke: Invoke) -> None:
+    """Damage inside of the file is found, and `.recover` is the way."""
+    if not imported_url.startswith("sqlite"):
+        pytest.skip("PostgreSQL looks after its own pages")
+    path = path_of(imported_url)
+    with driver(imported_url) as execute:
+        execute("pragma wal_checkpoint(truncate)")
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2 // 4096 * 4096
+    content[middle : middle + 4096] = b"\xa5" * 4096
+    path.write_bytes(content)
+    found = problems(invoke, imported_url)
+    assert {problem["check"] for problem in found} == {"integrity"}
+    assert all(" .recover | sqlite3 " in problem["fix"] for problem in found)
+
+
+def test_a_file_that_is_no_database(tmp_path: Path, invoke: Invoke) -> None:
+    """A file of something else is refused in a line."""
+    path = tmp_path / "notes.txt"
+    path.write_text("These are notes. " * 100)
+    assert "file is not a database" in invoke("db", "check", "--url", f"sqlite:///{path}").error
+
+
+# Runs as `nobody` where the tests run as root, whom no mode bits bind; everything is imported before.
+CHECK_AS_A_USER = """
+import os, sys
+from acp_store.cli.__main__ import main
+main(["db", "check", "--url", sys.argv[2]])
+sys.stdout.flush()
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+os.write(1, b"--\\n")
+sys.exit(main(["db", "check", "--url", sys.argv[1]]))
+"""

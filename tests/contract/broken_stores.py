@@ -1,0 +1,701 @@
+"""Stores that are each broken in one way, and the clause of the contract that finds it.
+
+Each is a decorator, so it can break any repository. pytest does not collect this file by itself;
+`test_custom.py` runs the clauses named here and expects every one of them to fail.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from datetime import timedelta
+from threading import Barrier
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from acp_store.records import Event, Run, RunPage, Session, as_event, as_record, utc_now
+from acp_store.repository import UNSET, Capability, Repository
+from acp_store.testing import RepositoryContract
+from tests.contract.dict_backend import CompleteDictRepository, DictRepository
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    from acp_store.records import StoreStats
+    from acp_store.repository import EventLike, MessageLike, RunLike, SessionLike, Unset
+
+EVERYTHING = 10**9
+
+
+class Passing(Repository):
+    """Breaks nothing: hands every call on as it came."""
+
+    def __init__(self, inner: Repository) -> None:
+        self.inner = inner
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        return self.inner.capabilities
+
+    def get_run(self, run_id: str) -> Run | None:
+        return self.inner.get_run(run_id)
+
+    def save_run(self, run: RunLike, **options: Any) -> Run:
+        return self.inner.save_run(run, **options)
+
+    def delete_run(self, run_id: str) -> bool:
+        return self.inner.delete_run(run_id)
+
+    def list_runs(self, **options: Any) -> RunPage:
+        return self.inner.list_runs(**options)
+
+    def get_session(self, session_id: str) -> Session | None:
+        return self.inner.get_session(session_id)
+
+    def save_session(self, session: SessionLike, **options: Any) -> Session:
+        return self.inner.save_session(session, **options)
+
+    def delete_session(self, session_id: str) -> bool:
+        return self.inner.delete_session(session_id)
+
+    def append_messages(
+        self, session_id: str, messages: Sequence[MessageLike], *, state: Any | Unset = UNSET
+    ) -> Session:
+        return self.inner.append_messages(session_id, messages, state=state)
+
+    def add_event(self, run_id: str, event: EventLike, **options: Any) -> Event:
+        return self.inner.add_event(run_id, event, **options)
+
+    def add_events(self, run_id: str, events: Sequence[EventLike]) -> list[Event]:
+        return self.inner.add_events(run_id, events)
+
+    def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
+        return self.inner.get_events(run_id, limit, offset)
+
+    def transaction(self) -> AbstractContextManager[Repository]:
+        return self.inner.transaction()
+
+    def stats(self) -> StoreStats:
+        return self.inner.stats()
+
+    def clear(self) -> None:
+        self.inner.clear()
+
+    def close(self) -> None:
+        self.inner.close()
+
+    def ping(self) -> bool:
+        return self.inner.ping()
+
+
+# ── events ───────────────────────────────────────────────────────────────────────────────────
+
+
+class DropsEveryTenthEvent(Passing):
+    def add_event(self, run_id: str, event: EventLike, **options: Any) -> Event:
+        seen = len(self.inner.get_events(run_id, EVERYTHING))
+        if seen % 10 == 9:
+            return as_event(event).stamped(seen + 1, utc_now())
+        return super().add_event(run_id, event, **options)
+
+
+class HidesEveryTenthEvent(Passing):
+    def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
+        return [event for event in super().get_events(run_id, limit, offset) if (event.seq or 0) % 10]
+
+
+class SwapsTwoEvents(Passing):
+    def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
+        events = super().get_events(run_id, EVERYTHING)
+        if len(events) > 2:
+            events[1], events[2] = events[2], events[1]
+        return events[offset : offset + limit]
+
+
+class SwapsTwoPayloads(Passing):
+    """The numbers still look right."""
+
+    def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
+        events = super().get_events(run_id, EVERYTHING)
+        if len(events) > 8:
+            events[7], events[8] = (events[place].stamped(seq, utc_now()) for place, seq in ((8, 8), (7, 9)))
+        return events[offset : offset + limit]
+
+
+class IgnoresTheLimitOfEvents(Passing):
+    def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
+        return super().get_events(run_id, limit and EVERYTHING, offset)
+
+
+class SkipsOneEventTooFew(Passing):
+    def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
+        return super().get_events(run_id, limit, max(0, offset - 1))
+
+
+class NumbersWithoutALock(Passing):
+    """Nothing makes the writers meet: the clause itself must bring it out."""
+
+    def __init__(self, inner: Repository) -> None:
+        super().__init__(inner)
+        self.events: dict[str, list[Event]] = {}
+
+    def add_event(self, run_id: str, event: EventLike, **_: Any) -> Event:
+        before = self.events.get(run_id, [])
+        added = as_event(event).stamped(len(before) + 1, utc_now())
+        self.meet()
+        self.events[run_id] = [*before, added]
+        return added
+
+    def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
+        return self.events.get(run_id, [])[offset : offset + limit]
+
+    def meet(self) -> None:
+        """Happens between reading and writing."""
+
+
+class LosesConcurrentAppends(NumbersWithoutALock):
+    """Waits, before it writes, until another writer has read the same: one of the two is lost for certain."""
+
+    def __init__(self, inner: Repository) -> None:
+        super().__init__(inner)
+        self.overlap = Barrier(2)
+
+    def meet(self) -> None:
+        self.overlap.wait()
+
+
+class NumbersAllRunsTogether(Passing):
+    def __init__(self, inner: Repository) -> None:
+        super().__init__(inner)
+        self.added = 0
+
+    def add_event(self, run_id: str, event: EventLike, **options: Any) -> Event:
+        self.added += 1
+        return super().add_event(run_id, event, **options).stamped(self.added, utc_now())
+
+
+class DatesEventsWhenRead(Passing):
+    def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
+        return [event.stamped(event.seq or 0, utc_now()) for event in super().get_events(run_id, limit, offset)]
+
+
+class KeepsTheEventsOfDeletedRuns(Passing):
+    def delete_run(self, run_id: str) -> bool:
+        events = self.inner.get_events(run_id, EVERYTHING)
+        deleted = super().delete_run(run_id)
+        for event in events:
+            self.inner.add_event(run_id, event)
+        return deleted
+
+
+class MakesKnownEventsPlain(Passing):
+    def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
+        return [
+            Event.model_validate(event.model_dump()).stamped(event.seq or 0, event.recorded_at or utc_now())
+            for event in super().get_events(run_id, limit, offset)
+        ]
+
+
+# ── fields and values ────────────────────────────────────────────────────────────────────────
+
+
+class ForgetsUnknownFieldsOfRuns(Passing):
+    def save_run(self, run: RunLike, **options: Any) -> Run:
+        return super().save_run(_known(as_record(Run, run)), **options)
+
+
+class ForgetsUnknownFieldsOfParts(Passing):
+    def save_run(self, run: RunLike, **options: Any) -> Run:
+        copy = as_record(Run, run).model_copy(deep=True)
+        for message in copy.output:
+            message.parts = [_known(part) for part in message.parts]
+        return super().save_run(copy, **options)
+
+
+class ForgetsUnknownFieldsOfEvents(Passing):
+    def add_event(self, run_id: str, event: EventLike, **options: Any) -> Event:
+        return super().add_event(run_id, _known(as_event(event)), **options)
+
+
+class ForgetsUnknownFieldsOfSessions(Passing):
+    def save_session(self, session: SessionLike, **options: Any) -> Session:
+        return super().save_session(_known(as_record(Session, session)), **options)
+
+
+class SortsKeys(Passing):
+    def add_event(self, run_id: str, event: EventLike, **options: Any) -> Event:
+        return super().add_event(run_id, as_event(_bent(as_event(event).model_dump(), _sorted)), **options)
+
+
+class TurnsFloatsIntoIntegers(Passing):
+    def add_event(self, run_id: str, event: EventLike, **options: Any) -> Event:
+        return super().add_event(run_id, as_event(_bent(as_event(event).model_dump(), _integer)), **options)
+
+
+class StripsNuls(Passing):
+    def save_session(self, session: SessionLike, **options: Any) -> Session:
+        return super().save_session(_bent(as_record(Session, session).model_dump(), _without_nul), **options)
+
+
+class DropsNulls(Passing):
+    def save_run(self, run: RunLike, **options: Any) -> Run:
+        return super().save_run(as_record(Run, as_record(Run, run).model_dump(exclude_none=True)), **options)
+
+
+class FillsInDefaults(Passing):
+    def save_run(self, run: RunLike, **options: Any) -> Run:
+        return super().save_run(as_record(Run, as_record(Run, run).model_dump(exclude_unset=False)), **options)
+
+
+class CutsLongStrings(Passing):
+    def add_event(self, run_id: str, event: EventLike, **options: Any) -> Event:
+        return super().add_event(run_id, as_event(_bent(as_event(event).model_dump(), _cut)), **options)
+
+
+class DropsMicroseconds(Passing):
+    def get_run(self, run_id: str) -> Run | None:
+        run = super().get_run(run_id)
+        return run and run.model_copy(update={"created_at": run.created_at.replace(microsecond=0)})
+
+
+class DropsTimeZones(Passing):
+    def get_run(self, run_id: str) -> Run | None:
+        run = super().get_run(run_id)
+        return run and run.model_copy(update={"created_at": run.created_at.replace(tzinfo=utc_now().tzinfo)})
+
+
+class FoldsTheCaseOfIds(Passing):
+    def get_run(self, run_id: str) -> Run | None:
+        return super().get_run(run_id.lower())
+
+    def save_run(self, run: RunLike, **options: Any) -> Run:
+        record = as_record(Run, run)
+        return super().save_run(record.model_copy(update={"run_id": record.run_id.lower()}), **options)
+
+
+class StripsIds(Passing):
+    def add_event(self, run_id: str, event: EventLike, **options: Any) -> Event:
+        return super().add_event(run_id.strip(), event, **options)
+
+    def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
+        return super().get_events(run_id.strip(), limit, offset)
+
+
+class KeepsTheFirstSave(Passing):
+    def save_run(self, run: RunLike, **options: Any) -> Run:
+        return self.inner.get_run(as_record(Run, run).run_id) or super().save_run(run, **options)
+
+
+class MergesSaves(Passing):
+    def save_run(self, run: RunLike, **options: Any) -> Run:
+        record = as_record(Run, run)
+        old = self.inner.get_run(record.run_id)
+        return super().save_run(
+            {**(old.model_dump() if old else {}), **record.model_dump(exclude_none=True)}, **options
+        )
+
+
+class ServesOldReads(Passing):
+    def __init__(self, inner: Repository) -> None:
+        super().__init__(inner)
+        self.read: dict[str, Run | None] = {}
+
+    def get_run(self, run_id: str) -> Run | None:
+        return self.read.setdefault(run_id, super().get_run(run_id))
+
+
+# ── statuses ─────────────────────────────────────────────────────────────────────────────────
+
+
+class RevertsATerminalStatusOnAppend(Passing):
+    def add_event(self, run_id: str, event: EventLike, **options: Any) -> Event:
+        run = self.inner.get_run(run_id)
+        if run and run.is_terminal:
+            self.inner.delete_run(run_id)
+            self.inner.save_run(run.model_copy(update={"status": "in-progress"}))
+        return super().add_event(run_id, event, **options)
+
+
+class RevertsATerminalStatusOnTheNextSave(Passing):
+    def save_run(self, run: RunLike, **options: Any) -> Run:
+        record = as_record(Run, run)
+        old = self.inner.get_run(record.run_id)
+        if old and old.is_terminal:
+            self.inner.delete_run(record.run_id)
+            record = record.model_copy(update={"status": "in-progress"})
+        return super().save_run(record, **options)
+
+
+class RevertsATerminalStatusWhenListed(Passing):
+    def list_runs(self, **options: Any) -> RunPage:
+        page = super().list_runs(**options)
+        runs = [run.model_copy(update={"status": "in-progress"}) if run.is_terminal else run for run in page.runs]
+        return RunPage(runs, page.total, page.next_cursor)
+
+
+class RevertsACancelledRun(Passing):
+    def get_run(self, run_id: str) -> Run | None:
+        run = super().get_run(run_id)
+        return run.model_copy(update={"status": "cancelling"}) if run and run.status == "cancelled" else run
+
+
+class AcceptsLateSaves(Passing):
+    def save_run(self, run: RunLike, **options: Any) -> Run:
+        return super().save_run(run, **{**options, "force": True})
+
+
+class RefusesForce(Passing):
+    def save_run(self, run: RunLike, **options: Any) -> Run:
+        return super().save_run(run, **{**options, "force": False})
+
+
+# ── lists ────────────────────────────────────────────────────────────────────────────────────
+
+
+class IgnoresTheLimitOfRuns(Passing):
+    def list_runs(self, **options: Any) -> RunPage:
+        return super().list_runs(**{**options, "limit": EVERYTHING})
+
+
+class CountsThePageOnly(Passing):
+    def list_runs(self, **options: Any) -> RunPage:
+        page = super().list_runs(**options)
+        return RunPage(page.runs, len(page.runs), page.next_cursor)
+
+
+class CountsWithoutFilters(Passing):
+    def list_runs(self, **options: Any) -> RunPage:
+        page = super().list_runs(**options)
+        return RunPage(page.runs, super().list_runs().total, page.next_cursor)
+
+
+class ListsTheOldestFirst(Passing):
+    def list_runs(self, *, limit: int = 10, offset: int = 0, **options: Any) -> RunPage:
+        page = super().list_runs(**options, limit=EVERYTHING)
+        return RunPage(page.runs[::-1][offset : offset + limit], page.total)
+
+
+class IgnoresTheSession(Passing):
+    def list_runs(self, **options: Any) -> RunPage:
+        return super().list_runs(**{**options, "session_id": None})
+
+
+class IncludesTheEnd(Passing):
+    def list_runs(self, **options: Any) -> RunPage:
+        if options.get("created_before"):
+            options["created_before"] += timedelta(microseconds=1)
+        return super().list_runs(**options)
+
+
+class TakesOffsetsForCursors(Passing):
+    """As many paging interfaces do; a delete behind the cursor then skips a run."""
+
+    def list_runs(self, *, cursor: str | None = None, limit: int = 10, offset: int = 0, **options: Any) -> RunPage:
+        start = int(cursor) if cursor else offset
+        page = super().list_runs(**options, limit=limit, offset=start)
+        return RunPage(page.runs, page.total, page.next_cursor and str(start + limit))
+
+
+class GivesACursorOnTheLastPage(Passing):
+    def list_runs(self, **options: Any) -> RunPage:
+        page = super().list_runs(**options)
+        if page.runs and not page.next_cursor:
+            self.inner.save_run(page.runs[-1].model_copy(update={"run_id": "\U0010ffff"}))
+            one_more = super().list_runs(**options)
+            self.inner.delete_run("\U0010ffff")
+            return RunPage(page.runs, page.total, one_more.next_cursor or "none")
+        return page
+
+
+# ── sessions ─────────────────────────────────────────────────────────────────────────────────
+
+
+class DeletesTheRunsOfASession(Passing):
+    def delete_session(self, session_id: str) -> bool:
+        for run in self.inner.list_runs(session_id=session_id, limit=EVERYTHING).runs:
+            self.inner.delete_run(run.run_id)
+        return super().delete_session(session_id)
+
+
+class NeverShortensAHistory(Passing):
+    def save_session(self, session: SessionLike, **options: Any) -> Session:
+        record = as_record(Session, session).model_copy(deep=True)
+        old = self.inner.get_session(record.id)
+        if old:
+            record.history += old.history[len(record.history) :]
+        return super().save_session(record, **options)
+
+
+class AppendsInFront(Passing):
+    def append_messages(
+        self, session_id: str, messages: Sequence[MessageLike], *, state: Any | Unset = UNSET
+    ) -> Session:
+        return super().append_messages(session_id, messages[::-1], state=state)
+
+
+class TakesNullForNoState(Passing):
+    def append_messages(
+        self, session_id: str, messages: Sequence[MessageLike], *, state: Any | Unset = UNSET
+    ) -> Session:
+        return super().append_messages(session_id, messages, state=UNSET if state is None else state)
+
+
+# ── capabilities ─────────────────────────────────────────────────────────────────────────────
+
+
+class IgnoresExpectedVersions(Passing):
+    def save_run(self, run: RunLike, **options: Any) -> Run:
+        return super().save_run(run, **{**options, "expected_version": None})
+
+    def save_session(self, session: SessionLike, **options: Any) -> Session:
+        return super().save_session(session, **{**options, "expected_version": None})
+
+
+class ComparesThenSaves(Passing):
+    """Looks at the version in one step and writes in another; all writers look before one of them writes."""
+
+    def __init__(self, inner: Repository) -> None:
+        super().__init__(inner)
+        self.everyone = Barrier(8)
+
+    def save_run(self, run: RunLike, *, expected_version: int | None = None, **options: Any) -> Run:
+        record = as_record(Run, run)
+        old = self.inner.get_run(record.run_id)
+        self.everyone.wait()
+        actual = old.version if old else 0
+        return super().save_run(run, **options, expected_version=None if actual == expected_version else -1)
+
+
+class IgnoresKeys(Passing):
+    def add_event(self, run_id: str, event: EventLike, **_: Any) -> Event:
+        return super().add_event(run_id, event)
+
+
+class IgnoresThePayloadOfAKey(Passing):
+    def __init__(self, inner: Repository) -> None:
+        super().__init__(inner)
+        self.first: dict[tuple[str, str | None], Event] = {}
+
+    def add_event(self, run_id: str, event: EventLike, *, key: str | None = None, **options: Any) -> Event:
+        if key is None:
+            return super().add_event(run_id, event, **options)
+        if (run_id, key) not in self.first:
+            self.first[run_id, key] = super().add_event(run_id, event, **options)
+        return self.first[run_id, key]
+
+
+class SharesKeysBetweenRuns(Passing):
+    def __init__(self, inner: Repository) -> None:
+        super().__init__(inner)
+        self.first: dict[str, Event] = {}
+
+    def add_event(self, run_id: str, event: EventLike, *, key: str | None = None, **options: Any) -> Event:
+        if key is None:
+            return super().add_event(run_id, event, **options)
+        if key not in self.first:
+            self.first[key] = super().add_event(run_id, event, **options, key=key)
+        return self.first[key]
+
+
+class TakesNaNForNull(Passing):
+    def add_event(self, run_id: str, event: EventLike, **options: Any) -> Event:
+        return super().add_event(run_id, as_event(_bent(as_event(event).model_dump(), _no_nan)), **options)
+
+
+class TakesNaiveTimesForUTC(Passing):
+    def save_run(self, run: RunLike, **options: Any) -> Run:
+        record = as_record(Run, run)
+        if record.created_at.tzinfo is None:
+            record = record.model_copy(update={"created_at": record.created_at.replace(tzinfo=utc_now().tzinfo)})
+        return super().save_run(record, **options)
+
+
+class TakesAnyLimit(Passing):
+    def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
+        return super().get_events(run_id, max(0, int(limit or 0)), max(0, int(offset or 0)))
+
+
+class HandsOutItsOwn(Passing):
+    def __init__(self, inner: Repository) -> None:
+        super().__init__(inner)
+        self.own: dict[str, Run] = {}
+
+    def get_run(self, run_id: str) -> Run | None:
+        found = super().get_run(run_id)
+        return found and self.own.setdefault(run_id, found)
+
+
+class NumbersTheArgument(Passing):
+    def save_run(self, run: RunLike, **options: Any) -> Run:
+        saved = super().save_run(run, **options)
+        if isinstance(run, Run):
+            run.version = saved.version
+        return saved
+
+
+class AddsOneByOne(Passing):
+    def add_events(self, run_id: str, events: Sequence[EventLike]) -> list[Event]:
+        return [self.inner.add_event(run_id, event) for event in events]
+
+
+class CommitsWhatFailed(Passing):
+    @contextmanager
+    def transaction(self) -> Iterator[Repository]:
+        yield self
+
+
+class ClearsOnlyRuns(Passing):
+    def clear(self) -> None:
+        for run in self.inner.list_runs(limit=EVERYTHING).runs:
+            self.inner.delete_run(run.run_id)
+
+
+class RaisesOnPing(Passing):
+    def __init__(self, inner: Repository) -> None:
+        super().__init__(inner)
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
+        super().close()
+
+    def ping(self) -> bool:
+        if self.closed:
+            raise ConnectionError
+        return super().ping()
+
+
+def _known(record: Any) -> Any:
+    """Return the record without its unknown fields."""
+    copy = record.model_copy()
+    object.__setattr__(copy, "__pydantic_extra__", {})
+    return copy
+
+
+def _bent(value: Any, bend: Callable[[Any], Any]) -> Any:
+    """Return a JSON value in which each value inside was bent."""
+    if isinstance(value, dict):
+        value = {bend(key): _bent(item, bend) for key, item in value.items()}
+    elif isinstance(value, list):
+        value = [_bent(item, bend) for item in value]
+    return bend(value)
+
+
+def _sorted(value: Any) -> Any:
+    return dict(sorted(value.items())) if isinstance(value, dict) else value
+
+
+def _integer(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value == value // 1 else value
+
+
+def _without_nul(value: Any) -> Any:
+    return value.replace("\0", "") if isinstance(value, str) else value
+
+
+def _cut(value: Any) -> Any:
+    return value[:65_535] if isinstance(value, str) else value
+
+
+def _no_nan(value: Any) -> Any:
+    return value if not isinstance(value, float) or value == value else None  # noqa: PLR0124
+
+
+BROKEN: dict[type[Passing], str] = {
+    DropsEveryTenthEvent: "test_every_event_is_there_once",
+    HidesEveryTenthEvent: "test_every_event_is_there_once",
+    SwapsTwoEvents: "test_events_come_back_in_order",
+    SwapsTwoPayloads: "test_every_event_is_there_once",
+    IgnoresTheLimitOfEvents: "test_the_windows_of_events_are_exact",
+    SkipsOneEventTooFew: "test_the_windows_of_events_are_exact",
+    LosesConcurrentAppends: "test_appends_at_the_same_moment_are_all_kept",
+    NumbersWithoutALock: "test_concurrent_appends_are_all_kept",
+    NumbersAllRunsTogether: "test_a_run_created_again_starts_at_one",
+    DatesEventsWhenRead: "test_add_event_returns_what_is_stored",
+    KeepsTheEventsOfDeletedRuns: "test_delete_run_deletes_its_events",
+    MakesKnownEventsPlain: "test_known_events_come_back_as_their_class",
+    ForgetsUnknownFieldsOfRuns: "test_unknown_fields_come_back[run]",
+    ForgetsUnknownFieldsOfParts: "test_unknown_fields_come_back[part]",
+    ForgetsUnknownFieldsOfEvents: "test_unknown_fields_come_back[event]",
+    ForgetsUnknownFieldsOfSessions: "test_unknown_fields_come_back[session]",
+    SortsKeys: "test_odd_json_comes_back[generic of an event]",
+    TurnsFloatsIntoIntegers: "test_odd_json_comes_back[generic of an event]",
+    StripsNuls: "test_odd_json_comes_back[state of a session]",
+    DropsNulls: "test_runs_keep_the_fields_they_came_with",
+    FillsInDefaults: "test_runs_keep_the_fields_they_came_with",
+    CutsLongStrings: "test_odd_json_comes_back[event of unknown type]",
+    DropsMicroseconds: "test_microseconds_come_back",
+    DropsTimeZones: "test_times_keep_their_instant",
+    FoldsTheCaseOfIds: "test_odd_run_ids_are_told_apart",
+    StripsIds: "test_events_of_odd_run_ids_are_told_apart",
+    KeepsTheFirstSave: "test_a_second_save_replaces_the_run",
+    MergesSaves: "test_a_run_is_saved_whole",
+    ServesOldReads: "test_a_read_sees_the_last_write",
+    RevertsATerminalStatusOnAppend: "test_a_terminal_run_stays_terminal[completed]",
+    RevertsATerminalStatusOnTheNextSave: "test_a_terminal_run_can_be_saved_again[failed]",
+    RevertsATerminalStatusWhenListed: "test_a_terminal_run_stays_terminal[failed]",
+    RevertsACancelledRun: "test_a_terminal_run_stays_terminal[cancelled]",
+    IgnoresTheLimitOfRuns: "test_the_windows_of_runs_are_exact",
+    CountsThePageOnly: "test_the_windows_of_runs_are_exact",
+    CountsWithoutFilters: "test_runs_are_filtered_by_agent_and_session",
+    ListsTheOldestFirst: "test_runs_are_listed_newest_first",
+    IgnoresTheSession: "test_runs_are_filtered_by_agent_and_session",
+    DeletesTheRunsOfASession: "test_deleting_a_session_leaves_its_runs",
+    NeverShortensAHistory: "test_a_second_save_replaces_the_history",
+    AppendsInFront: "test_append_messages_keeps_the_order",
+    TakesNullForNoState: "test_append_messages_tells_no_state_from_null",
+    RaisesOnPing: "test_ping_after_close_does_not_raise",
+}
+"""Breaks what every repository promises, so it is found over the least one too."""
+
+BROKEN_CAPABILITY: dict[type[Passing], str] = {
+    AcceptsLateSaves: "test_a_terminal_status_is_final[completed]",
+    RefusesForce: "test_force_changes_a_terminal_status",
+    IncludesTheEnd: "test_runs_are_filtered_by_time",
+    TakesOffsetsForCursors: "test_a_cursor_survives_deletes",
+    GivesACursorOnTheLastPage: "test_the_last_page_has_no_cursor",
+    IgnoresExpectedVersions: "test_another_version_of_a_run_is_a_conflict",
+    ComparesThenSaves: "test_of_concurrent_saves_of_a_version_one_wins",
+    IgnoresKeys: "test_a_repeated_key_returns_the_first_event",
+    IgnoresThePayloadOfAKey: "test_a_repeated_key_with_another_payload_is_a_conflict",
+    SharesKeysBetweenRuns: "test_a_key_belongs_to_its_run",
+    TakesNaNForNull: "test_what_is_no_json_is_refused[NaN]",
+    TakesNaiveTimesForUTC: "test_naive_times_are_refused",
+    TakesAnyLimit: "test_strange_counts_are_refused",
+    HandsOutItsOwn: "test_changing_a_run_changes_nothing_stored",
+    NumbersTheArgument: "test_saving_changes_no_argument",
+    AddsOneByOne: "test_a_batch_is_all_or_nothing[NaN]",
+    CommitsWhatFailed: "test_a_failed_transaction_writes_nothing",
+    ClearsOnlyRuns: "test_clear_empties",
+}
+"""Breaks a promise that only a declared capability makes."""
+
+
+OVER_LEAST = {f"Test{store.__name__}OverLeast": (store, clause) for store, clause in BROKEN.items()}
+OVER_COMPLETE = {
+    f"Test{store.__name__}OverComplete": (store, clause) for store, clause in (BROKEN | BROKEN_CAPABILITY).items()
+}
+
+
+def clauses() -> list[str]:
+    """Return the pytest names of all clauses that must fail."""
+    return [f"{name}::{clause}" for name, (_, clause) in (OVER_LEAST | OVER_COMPLETE).items()]
+
+
+def _contract_of(store: type[Passing], base: Callable[[], Repository], clause: str) -> type:
+    """Return the contract on a broken store, but for all other clauses."""
+
+    @pytest.fixture
+    def repository(_: object) -> Repository:
+        return store(base())
+
+    wanted = clause.partition("[")[0]
+    others = {name: None for name in dir(RepositoryContract) if name.startswith("test_") and name != wanted}
+    return type(store.__name__, (RepositoryContract,), {**others, "repository": repository})
+
+
+for _name, (_store, _clause) in OVER_LEAST.items():
+    globals()[_name] = _contract_of(_store, DictRepository, _clause)
+for _name, (_store, _clause) in OVER_COMPLETE.items():
+    globals()[_name] = _contract_of(_store, CompleteDictRepository, _clause)
