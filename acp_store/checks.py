@@ -12,12 +12,13 @@ from pydantic_core import from_json, to_json
 
 from acp_store.errors import PayloadError
 
-__all__ = ["MAX_NAME_BYTES", "check_count", "check_name", "check_time", "cursor_of", "parse_cursor"]
+__all__ = ["MAX_COUNT", "MAX_NAME_BYTES", "check_count", "check_name", "check_time", "cursor_of", "parse_cursor"]
 
 MAX_NAME_BYTES: Final = 1024
 """Longest id, name, status or key, in bytes of UTF-8: two of them fit in a key of a B-tree page."""
 
-_MAX_COUNT: Final = 2**63 - 1
+MAX_COUNT: Final = 2**63 - 1
+"""Largest `limit` or `offset`: what a database's bigint holds."""
 
 
 def check_name(what: str, value: object) -> str:
@@ -53,8 +54,8 @@ def check_count(what: str, value: object) -> int:
     """
     if not isinstance(value, int) or isinstance(value, bool):
         raise PayloadError(f"{what} must be an integer, not {type(value).__name__}")
-    if not 0 <= value <= _MAX_COUNT:
-        raise PayloadError(f"{what} must be between 0 and {_MAX_COUNT}")
+    if not 0 <= value <= MAX_COUNT:
+        raise PayloadError(f"{what} must be between 0 and {MAX_COUNT}")
     return value
 
 

@@ -344,8 +344,8 @@ class Run(Record):
     mode: str | None = Field(default=None, exclude_if=_is_none)
     metadata: Any = Field(default=None, exclude_if=_is_none)
 
-    version: int | None = Field(default=None, exclude=True, validation_alias="acp_store.version")
-    updated_at: datetime | None = Field(default=None, exclude=True, validation_alias="acp_store.updated_at")
+    version: int | None = Field(default=None, exclude=True, validation_alias="\0acp_store.version")
+    updated_at: datetime | None = Field(default=None, exclude=True, validation_alias="\0acp_store.updated_at")
 
     @property
     def is_terminal(self) -> bool:
@@ -406,8 +406,8 @@ class Session(Record):
     history: list[Message | str] = Field(default_factory=list)
     state: Any = None
 
-    version: int | None = Field(default=None, exclude=True, validation_alias="acp_store.version")
-    updated_at: datetime | None = Field(default=None, exclude=True, validation_alias="acp_store.updated_at")
+    version: int | None = Field(default=None, exclude=True, validation_alias="\0acp_store.version")
+    updated_at: datetime | None = Field(default=None, exclude=True, validation_alias="\0acp_store.updated_at")
 
 
 class Event(Record):
@@ -419,8 +419,8 @@ class Event(Record):
 
     type: str
 
-    seq: int | None = Field(default=None, exclude=True, validation_alias="acp_store.seq")
-    recorded_at: datetime | None = Field(default=None, exclude=True, validation_alias="acp_store.recorded_at")
+    seq: int | None = Field(default=None, exclude=True, validation_alias="\0acp_store.seq")
+    recorded_at: datetime | None = Field(default=None, exclude=True, validation_alias="\0acp_store.recorded_at")
 
     def stamped(self, seq: int, recorded_at: datetime) -> Self:
         """Return this event as stored: a shallow copy with `seq` and `recorded_at`."""

@@ -14,7 +14,7 @@ from alembic import context
 from sqlalchemy import Connection, inspect
 from sqlalchemy.schema import CreateSchema
 
-from acp_store.backends.sql.engine import DEFAULT_URL, dialect_of, parse_url
+from acp_store.backends.sql.engine import DEFAULT_URL, check_schema, dialect_of, parse_url
 from acp_store.backends.sql.migrate import only_ours, target_metadata
 from acp_store.models import VERSION_TABLE
 
@@ -44,6 +44,7 @@ def run_offline() -> None:
 
 def run_on(connection: Connection) -> None:
     """Migrate on a connection, one process at a time."""
+    check_schema(dialect_of(connection.engine), schema)
     with dialect_of(connection.engine).migration_lock(connection, schema):
         context.configure(connection=connection, render_as_batch=True, **options)
         with context.begin_transaction():
@@ -59,6 +60,7 @@ def run_online() -> None:
     try:
         with engine.connect() as connection:
             run_on(connection)
+            connection.commit()
     finally:
         engine.dispose()
 

@@ -16,6 +16,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 from psycopg import sql
 
@@ -23,6 +24,10 @@ from tests.servers import GivenPostgres, Postgres, connect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# The same examples every time, however slow the machine is.
+hypothesis.settings.register_profile("acp", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("acp")
 
 RECORDINGS = Path(__file__).parent / "data" / "acp-recordings.jsonl"
 
@@ -132,6 +137,25 @@ def file_url(request: pytest.FixtureRequest) -> str:
 def empty_url(request: pytest.FixtureRequest) -> str:
     """A fresh database without tables, of each kind that has to be migrated."""
     return _fixture(request, {"sqlite": "empty_sqlite_url", "postgresql": "empty_postgres_url"})
+
+
+@pytest.fixture(scope="session")
+def shared_postgres_url(postgres: Postgres | GivenPostgres, postgres_template: str) -> Iterator[str]:
+    """One migrated PostgreSQL database for all tests that leave it empty, or empty it first."""
+    with _database(postgres, "s", template=postgres_template) as name:
+        yield postgres.url_for(name)
+
+
+@pytest.fixture(scope="session")
+def shared_sqlite_url(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One migrated SQLite file for all tests that leave it empty, or empty it first."""
+    return f"sqlite:///{shutil.copyfile(sqlite_template, tmp_path_factory.mktemp('shared') / 'acp.db')}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def shared_url(request: pytest.FixtureRequest) -> str:
+    """One migrated database of each kind, for tests that leave it empty or empty it first."""
+    return _fixture(request, {"sqlite": "shared_sqlite_url", "postgresql": "shared_postgres_url"})
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,7 @@ def _run(arguments: Sequence[str]) -> int:
                 program.invoke(context)
     except typer.Exit as end:
         return end.exit_code
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
         return _INTERRUPTED
     except Exception as error:  # noqa: BLE001  # whoever runs a command is never shown a traceback
         return _end_of(error)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from acp_store.cli.command import Shared, command, group
-from acp_store.cli.output import print_error, print_json, print_line, print_table, progress, write
+from acp_store.cli.output import confirm, print_error, print_json, print_line, print_table, progress, write
 
 __all__ = ["app"]
 
@@ -51,7 +51,7 @@ def downgrade(
     if not yes and not sys.stdin.isatty():
         print_error("a downgrade loses data and there is no terminal to ask on: say --yes")
         raise typer.Exit(1)
-    if not yes and not typer.confirm(question, err=True):
+    if not yes and not confirm(question):
         print_error("nothing was changed")
         raise typer.Exit(1)
     before = migrate.current(shared.database, schema=shared.schema)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -13,6 +14,8 @@ from pydantic_core import to_json
 from acp_store.records import Record
 
 __all__ = [
+    "confirm",
+    "one_line",
     "print_error",
     "print_json",
     "print_line",
@@ -24,15 +27,23 @@ __all__ = [
     "write",
 ]
 
+# Beyond ASCII: JSON has those below U+0020 escaped in any case.
+_LINE_ENDS_AND_CONTROLS = re.compile("[\x7f-\x9f\u2028\u2029]")
+
 
 def write(text: str) -> None:
     """Write text to stdout, in UTF-8 whatever the locale."""
     sys.stdout.buffer.write(text.encode())
 
 
+def one_line(json_text: str) -> str:
+    """Return JSON text of the same value without what some reader takes for the end of a line, or obeys."""
+    return _LINE_ENDS_AND_CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", json_text)
+
+
 def print_json(value: Mapping[str, Any]) -> None:
     """Print one line of JSON."""
-    write(f"{to_json(value).decode()}\n")
+    write(f"{one_line(to_json(value).decode())}\n")
 
 
 def print_record(record: Record, **assigned: object) -> None:
@@ -42,7 +53,7 @@ def print_record(record: Record, **assigned: object) -> None:
     """
     taken = record.model_extra or {}
     head = {f"acp_store.{name}" if name in taken else name: value for name, value in assigned.items()}
-    write(f"{to_json(head).decode()[:-1]},{record.model_dump_json()[1:]}\n")
+    write(f"{to_json(head).decode()[:-1]},{one_line(record.model_dump_json())[1:]}\n")
 
 
 def print_line(text: str) -> None:
@@ -80,6 +91,12 @@ def print_table(rows: Iterable[Sequence[object]], columns: Sequence[str], *, who
             )
         )
     Console(highlight=False).print(table)
+
+
+def confirm(question: str) -> bool:
+    """Ask on the terminal; only a yes is one."""
+    print(f"{visible(question)} [y/N]: ", end="", file=sys.stderr, flush=True)  # noqa: T201
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
 def visible(text: str) -> str:

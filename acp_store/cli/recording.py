@@ -13,6 +13,7 @@ from typing import Any, Final
 from pydantic_core import from_json, to_json
 
 from acp_store.checks import check_time
+from acp_store.cli.output import one_line
 from acp_store.errors import PayloadError
 from acp_store.records import Event, Run, Session, as_event, as_record
 from acp_store.repository import Repository
@@ -66,18 +67,20 @@ def json_line(repository: Repository, run: Run, session: Session | None) -> Iter
     """Return one line in pieces, each with the number of events in it, a page of them at most."""
     asked = "null" if run.input is None else f"[{','.join(message.model_dump_json() for message in run.input)}]"
     mode = to_json(run.mode).decode()
-    yield f'{{"input":{asked},"mode":{mode},"run":{run.model_dump_json(exclude={"input", "mode"})},"events":[', 0
+    head = f'{{"input":{asked},"mode":{mode},"run":{run.model_dump_json(exclude={"input", "mode"})},"events":['
+    yield one_line(head), 0
     seen = 0
     while events := repository.get_events(run.run_id, PAGE, seen):
-        yield ("," if seen else "") + ",".join([event.model_dump_json() for event in events]), len(events)
+        text = ",".join([event.model_dump_json() for event in events])
+        yield ("," if seen else "") + one_line(text), len(events)
         seen += len(events)
-    yield f'],"session":{"null" if session is None else session.model_dump_json()}}}\n', 0
+    yield f'],"session":{"null" if session is None else one_line(session.model_dump_json())}}}\n', 0
 
 
 def _with_id(noun: str, name: str, value: Any) -> dict[str, Any]:
     # Made from a mapping without one, the record would get a new id at each import.
     if not isinstance(value, dict) or value.get(name) is None:
-        raise PayloadError(f"{noun} is no JSON object with a {name}")
+        raise PayloadError(f"{noun} is no JSON object with {name} in it")
     return value
 
 

@@ -318,7 +318,6 @@ class InputClauses:
                 partial(repository.save_run, {**RUN, "run_id": bad_id}),
                 partial(repository.save_run, of_session),
                 partial(repository.delete_run, bad_id),
-                partial(repository.list_runs, session_id=bad_id),
                 partial(repository.get_session, bad_id),
                 partial(repository.save_session, session),
                 partial(repository.save_session, {"id": bad_id}),
@@ -328,6 +327,8 @@ class InputClauses:
                 partial(repository.add_events, bad_id, [make.part_event()]),
                 partial(repository.get_events, bad_id),
             ]
+            if isinstance(bad_id, str):
+                calls.append(partial(repository.list_runs, session_id=bad_id))
             for call in calls:
                 with refused(f"{name} in {call}"):
                     call()

@@ -74,19 +74,23 @@ def run(*arguments: str, given: bytes | None = None, **options: Any) -> Done:
 
 
 def run_on_terminal(
-    *arguments: str, typed: bytes = b"", columns: int = 120, env: Mapping[str, str] | None = None
+    *arguments: str, answer: bytes = b"", columns: int = 120, env: Mapping[str, str] | None = None
 ) -> Done:
-    """Run the installed program with a terminal as stdin, stdout and stderr; `out` is what it shows, unstyled."""
+    """Run the installed program with a terminal as stdin, stdout and stderr; `out` is what it shows, unstyled.
+
+    `answer` is typed when it asks something.
+    """
     pid, terminal = pty.fork()
     if pid == 0:
         os.execve(SCRIPT, [SCRIPT, *arguments], {**environment(TERM="xterm-256color"), **(env or {})})
     try:
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
-        if typed:
-            os.write(terminal, typed)
         shown = b""
         while chunk := _read(terminal):
             shown += chunk
+            if answer and b"[y/N]" in shown:
+                os.write(terminal, answer)
+                answer = b""
         _, status = os.waitpid(pid, 0)
     except BaseException:
         os.kill(pid, signal.SIGKILL)
@@ -94,7 +98,7 @@ def run_on_terminal(
         raise
     finally:
         os.close(terminal)
-    return Done(os.waitstatus_to_exitcode(status), _STYLE.sub("", shown.decode()).replace("\r\n", "\n"))
+    return Done(os.waitstatus_to_exitcode(status), _STYLE.sub("", shown.decode(errors="replace")).replace("\r\n", "\n"))
 
 
 def _read(terminal: int) -> bytes:

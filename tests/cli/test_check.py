@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import sqlite3
 import subprocess
 import sys
+import tempfile
+import uuid
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,25 +18,45 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
-from tests.cli.program import environment, run
+from tests.cli.program import RECORDINGS, environment, run
 from tests.cli.test_front_door import make_newer
+from tests.servers import Postgres
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.cli.conftest import Invoke
-    from tests.servers import Postgres
 
+SCHEMA = ("--schema", "odd schema")
 REBUILD = "build it anew: acp-store export"
 
-# What happened to the tables, what is said of it, and how the fix begins on PostgreSQL and on SQLite.
-DRIFTS = [
-    ("drop index ix_acp_runs_status", "index ix_acp_runs_status is missing", "CREATE INDEX", "CREATE INDEX"),
-    ("create index mine on acp_runs (mode)", "index mine is not ours", "DROP INDEX mine;", "DROP INDEX mine;"),
-    ("drop table acp_event_heads", "table acp_event_heads is missing", "CREATE TABLE", "CREATE TABLE"),
-    ("alter table acp_runs drop column mode", "column acp_runs.mode is missing", "ALTER TABLE", "ALTER TABLE"),
-    ("alter table acp_runs add column note text", "column acp_runs.note is not ours", "ALTER TABLE", "ALTER TABLE"),
-]
+# What happened to the tables, and what is said of it.
+DRIFTS = {
+    "drop index ix_acp_runs_status": "index ix_acp_runs_status is missing",
+    "create index mine on acp_runs (mode)": "index mine is not ours or of another version",
+    "drop table acp_event_heads": "table acp_event_heads is missing",
+    "alter table acp_runs drop column mode": "column acp_runs.mode is missing",
+    "alter table acp_runs add column note text": "column acp_runs.note is not ours or of another version",
+}
+
+
+@pytest.fixture(scope="module")
+def own_server(unused_postgres: Postgres) -> Iterator[Postgres]:
+    """A server where we may do what only its administrator may."""
+    with Postgres(unused_postgres) as server:
+        yield server
+
+
+@pytest.fixture
+def admin_url(own_server: Postgres, invoke: Invoke) -> str:
+    """A fresh database there, migrated in its public schema and in `SCHEMA`."""
+    name = f"a_{uuid.uuid4().hex}"
+    with driver(own_server.url) as execute:
+        execute(f"create database {name}")
+    url = own_server.url_for(name)
+    assert invoke("db", "upgrade", "--url", url).code == 0
+    assert invoke("db", "upgrade", "--url", url, *SCHEMA).code == 0
+    return url
 
 
 def path_of(sqlite_url: str) -> Path:
@@ -93,15 +117,13 @@ def test_a_newer_database(sqlite_url: str, invoke: Invoke) -> None:
     assert problem["fix"] == "pip install --upgrade acp-store"
 
 
-@pytest.mark.parametrize(("change", "detail", "on_postgresql", "on_sqlite"), DRIFTS, ids=[each[0] for each in DRIFTS])
-def test_drift(change: str, detail: str, on_postgresql: str, on_sqlite: str, file_url: str, invoke: Invoke) -> None:
+@pytest.mark.parametrize("change", DRIFTS)
+def test_drift(change: str, file_url: str, invoke: Invoke) -> None:
     """Whatever was changed behind our back is found, and the SQL shown brings it back."""
     with driver(file_url) as execute:
         execute(change)
         (problem,) = problems(invoke, file_url)
-        assert problem["check"] == "tables"
-        assert problem["detail"].startswith(detail)
-        assert problem["fix"].startswith(on_sqlite if file_url.startswith("sqlite") else on_postgresql)
+        assert (problem["check"], problem["detail"]) == ("tables", DRIFTS[change])
         execute(problem["fix"])
     assert problems(invoke, file_url) == []
 
@@ -116,18 +138,16 @@ def test_drift(change: str, detail: str, on_postgresql: str, on_sqlite: str, fil
         "update pg_index set indisvalid = false where indexrelid = 'ix_acp_runs_agent_name'::regclass",
     ],
 )
-@pytest.mark.parametrize("schema", [None, "odd schema"])
-def test_drift_on_postgresql(change: str, schema: str | None, empty_postgres_url: str, invoke: Invoke) -> None:
+@pytest.mark.parametrize("options", [(), SCHEMA], ids=["public", "schema"])
+def test_drift_on_postgresql(change: str, options: tuple[str, ...], admin_url: str, invoke: Invoke) -> None:
     """The same for what SQLite cannot change; with a schema, the SQL names it."""
-    options = () if schema is None else ("--schema", schema)
-    invoke("db", "upgrade", "--url", empty_postgres_url, *options)
-    with driver(empty_postgres_url) as execute:
-        execute(f'set search_path to "{schema or "public"}"')
+    with driver(admin_url) as execute:
+        execute(f'set search_path to "{options[1] if options else "public"}"')
         execute(change)
         execute("reset search_path")
-        (problem,) = problems(invoke, empty_postgres_url, *options)
+        (problem,) = problems(invoke, admin_url, *options)
         execute(problem["fix"])
-    assert problems(invoke, empty_postgres_url, *options) == []
+    assert problems(invoke, admin_url, *options) == []
 
 
 def test_drift_that_sqlite_cannot_mend(sqlite_url: str, invoke: Invoke) -> None:
@@ -150,22 +170,22 @@ def test_a_lost_column_that_must_have_a_value(file_url: str, invoke: Invoke) -> 
 
 
 @contextmanager
-def role(postgres_url: str) -> Iterator[str]:
+def role(admin_url: str) -> Iterator[str]:
     """The URL of a role with an odd name and no rights, which is dropped again."""
     name = f"odd role {os.getpid()}"
-    with driver(postgres_url) as execute:
+    with driver(admin_url) as execute:
         execute(f"""create role "{name}" login password 's3cr3t'""")
         try:
-            url = make_url(postgres_url).set(username=name, password="s3cr3t")
+            url = make_url(admin_url).set(username=name, password="s3cr3t")
             yield url.render_as_string(hide_password=False)
         finally:
             execute(f'drop owned by "{name}"')
             execute(f'drop role "{name}"')
 
 
-def test_rights(postgres_url: str, invoke: Invoke) -> None:
+def test_rights(admin_url: str, invoke: Invoke) -> None:
     """Each right that is missing in a table is named, and granted by the SQL shown."""
-    with role(postgres_url) as url, driver(postgres_url) as execute:
+    with role(admin_url) as url, driver(admin_url) as execute:
         missing = problems(invoke, url)
         assert [problem["check"] for problem in missing] == ["rights"] * 7 + ["revision"]
         for problem in missing[:-1]:
@@ -176,23 +196,21 @@ def test_rights(postgres_url: str, invoke: Invoke) -> None:
         assert problem["detail"].endswith("may not update, delete in acp_events")
 
 
-def test_rights_in_a_schema(empty_postgres_url: str, invoke: Invoke) -> None:
+def test_rights_in_a_schema(admin_url: str, invoke: Invoke) -> None:
     """A schema that may not be used is found first; mending step by step ends well."""
-    schema = ("--schema", "odd schema")
-    invoke("db", "upgrade", "--url", empty_postgres_url, *schema)
-    with role(empty_postgres_url) as url, driver(empty_postgres_url) as execute:
-        usage, _ = problems(invoke, url, *schema)
+    with role(admin_url) as url, driver(admin_url) as execute:
+        usage, _ = problems(invoke, url, *SCHEMA)
         assert usage["detail"].endswith('may not use schema "odd schema"')
         execute(usage["fix"])
-        for problem in problems(invoke, url, *schema)[:-1]:
+        for problem in problems(invoke, url, *SCHEMA)[:-1]:
             execute(problem["fix"])
-        assert problems(invoke, url, *schema) == []
+        assert problems(invoke, url, *SCHEMA) == []
 
 
 @pytest.mark.parametrize("setting", ["synchronous_commit = off", "default_transaction_read_only = on"])
-def test_settings_of_a_role(setting: str, postgres_url: str, invoke: Invoke) -> None:
+def test_settings_of_a_role(setting: str, admin_url: str, invoke: Invoke) -> None:
     """A setting that breaks a promise is found, and the SQL shown overrules it."""
-    with role(postgres_url) as url, driver(postgres_url) as execute:
+    with role(admin_url) as url, driver(admin_url) as execute:
         execute(f'grant all on all tables in schema public to "{make_url(url).username}"')
         execute(f'alter role "{make_url(url).username}" set {setting}')
         (problem,) = problems(invoke, url)
@@ -200,17 +218,17 @@ def test_settings_of_a_role(setting: str, postgres_url: str, invoke: Invoke) -> 
         assert problems(invoke, url) == []
 
 
-def test_an_encoding_that_is_not_utf8(own_postgres: Postgres, invoke: Invoke) -> None:
+def test_an_encoding_that_is_not_utf8(own_server: Postgres, invoke: Invoke) -> None:
     """A database in another encoding cannot keep every text; the fix makes one beside it that can."""
-    with driver(own_postgres.url) as execute:
+    with driver(own_server.url) as execute:
         execute("create database latin encoding 'latin1' locale 'C' template template0")
-        url = own_postgres.url_for("latin")
+        url = own_server.url_for("latin")
         invoke("db", "upgrade", "--url", url)
         (problem,) = problems(invoke, url)
         assert (problem["check"], problem["detail"]) == ("encoding", "LATIN1")
         execute(problem["fix"])
-    invoke("db", "upgrade", "--url", own_postgres.url_for("latin_utf8"))
-    assert problems(invoke, own_postgres.url_for("latin_utf8")) == []
+    invoke("db", "upgrade", "--url", own_server.url_for("latin_utf8"))
+    assert problems(invoke, own_server.url_for("latin_utf8")) == []
 
 
 def test_a_database_in_memory(invoke: Invoke) -> None:
@@ -253,18 +271,17 @@ def test_a_locked_file(sqlite_url: str, invoke: Invoke, monkeypatch: pytest.Monk
     assert problem["fix"].startswith("end the process that holds the lock: fuser ")
 
 
-def test_a_damaged_file(imported_url: str, invoke: Invoke) -> None:
+def test_a_damaged_file(sqlite_url: str, invoke: Invoke) -> None:
     """Damage inside of the file is found, and `.recover` is the way."""
-    if not imported_url.startswith("sqlite"):
-        pytest.skip("PostgreSQL looks after its own pages")
-    path = path_of(imported_url)
-    with driver(imported_url) as execute:
+    invoke("import", str(RECORDINGS), "--url", sqlite_url)
+    path = path_of(sqlite_url)
+    with driver(sqlite_url) as execute:
         execute("pragma wal_checkpoint(truncate)")
     content = bytearray(path.read_bytes())
     middle = len(content) // 2 // 4096 * 4096
     content[middle : middle + 4096] = b"\xa5" * 4096
     path.write_bytes(content)
-    found = problems(invoke, imported_url)
+    found = problems(invoke, sqlite_url)
     assert {problem["check"] for problem in found} == {"integrity"}
     assert all(" .recover | sqlite3 " in problem["fix"] for problem in found)
 
@@ -276,16 +293,51 @@ def test_a_file_that_is_no_database(tmp_path: Path, invoke: Invoke) -> None:
     assert "file is not a database" in invoke("db", "check", "--url", f"sqlite:///{path}").error
 
 
-# Runs as `nobody` where the tests run as root, whom no mode bits bind; everything is imported before.
+# No mode bits bind root, who becomes `nobody` here once everything is imported.
 CHECK_AS_A_USER = """
 import os, sys
 from acp_store.cli.__main__ import main
-main(["db", "check", "--url", sys.argv[2]])
+main(["db", "check", "--url", sys.argv[1]])
 sys.stdout.flush()
+os.write(1, b"--\\n")
 if os.geteuid() == 0:
     os.setgroups([])
     os.setgid(65534)
     os.setuid(65534)
-os.write(1, b"--\\n")
-sys.exit(main(["db", "check", "--url", sys.argv[1]]))
+sys.exit(main(["db", "check", "--url", sys.argv[2]]))
 """
+
+
+@pytest.mark.parametrize("name", ["acp.db", "acp.db-wal", "acp.db-shm", "."])
+def test_what_sqlite_may_not_write(name: str, sqlite_url: str, other_url: str, open_to_all: Path) -> None:
+    """The file, its companions and their directory have to be writable; the command shown makes them so."""
+    directory = open_to_all / "it's"
+    directory.mkdir()
+    directory.chmod(0o777)
+    for each in ("acp.db", "acp.db-wal", "acp.db-shm"):
+        (directory / each).touch()
+        (directory / each).chmod(0o666)
+    (directory / "acp.db").write_bytes(path_of(sqlite_url).read_bytes())
+    (directory / name).chmod(0o555)
+    command = [sys.executable, "-c", CHECK_AS_A_USER, other_url, f"sqlite:///{directory}/acp.db"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False, text=True, env=environment())
+    (problem,) = map(json.loads, done.stdout.partition("--\n")[2].splitlines())
+    assert (done.returncode, problem["ok"]) == (1, False)
+    place = directory if name == "." else directory / name
+    assert problem["detail"].startswith(f"{place} is not writable for user ")
+    program, *_ = shlex.split(problem["fix"])
+    assert program == ("chown" if os.geteuid() == 0 else "chmod")
+    subprocess.run(["sh", "-c", problem["fix"]], check=True)
+    if os.geteuid() == 0:
+        assert place.stat().st_uid == 65534
+    else:
+        assert os.access(place, os.W_OK)
+
+
+@pytest.fixture
+def open_to_all() -> Iterator[Path]:
+    """A directory that any user may enter, which pytest's own are not."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        path = Path(name)
+        path.chmod(0o755)
+        yield path

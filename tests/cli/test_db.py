@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def test_up_and_down(empty_url: str, invoke: Invoke) -> None:
-    """upgrade, current and downgrade say where the database is, and where it was."""
+    """Every move says where the database is, and where it was."""
     at = ("--url", empty_url)
     assert invoke("db", "current", *at).line == {"revision": None, "head": "0001", "current": False}
     assert invoke("db", "upgrade", *at).line == {"before": None, "revision": "0001"}
@@ -72,7 +72,7 @@ def test_a_server_that_does_not_answer(command: str, invoke: Invoke) -> None:
 
 
 def test_create(postgres_url: str, invoke: Invoke) -> None:
-    """create makes the database once, and names it without the password."""
+    """Create makes the database once, and names it without the password."""
     url = make_url(postgres_url)
     wanted = url.set(database=f"{url.database} odd/name", password=url.password or "pa%ss@wo:rd")
     at = ("--url", wanted.render_as_string(hide_password=False))

@@ -47,7 +47,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """How each clause ended that was run on a broken store."""
     report = tmp_path_factory.mktemp("broken") / "report.xml"
     command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    subprocess.run([*command, str(STORES)], cwd=STORES.parents[2], capture_output=True, check=False)
+    names = [f"{STORES}::{name}" for name in clauses()]
+    subprocess.run([*command, *names], cwd=STORES.parents[2], capture_output=True, check=False)
     return {
         f"{case.attrib['classname'].rpartition('.')[2]}::{case.attrib['name']}": case[0].tag if len(case) else "passed"
         for case in ET.parse(report).iter("testcase")

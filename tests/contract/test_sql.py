@@ -7,17 +7,27 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy.orm import Session
 
-from acp_store import Capability, Repository, SQLRepository, open_repository
+from acp_store import Repository, SQLRepository, open_repository
 from acp_store.testing import RepositoryContract
 from tests.hosts import host_engine
 
 
-class TestFromURL(RepositoryContract):
-    """SQLite in memory, SQLite in a file, PostgreSQL: each opened by its URL."""
+class TestInMemory(RepositoryContract):
+    """SQLite in memory."""
 
     @pytest.fixture
-    def repository(self, url: str) -> Iterator[Repository]:
-        with open_repository(url) as repository:
+    def repository(self) -> Iterator[Repository]:
+        with open_repository("sqlite://") as repository:
+            yield repository
+
+
+class TestFromURL(RepositoryContract):
+    """A SQLite file and PostgreSQL, opened by their URLs."""
+
+    @pytest.fixture
+    def repository(self, shared_url: str) -> Iterator[Repository]:
+        with open_repository(shared_url) as repository:
+            repository.clear()
             yield repository
 
 
@@ -25,8 +35,9 @@ class TestInSchema(RepositoryContract):
     """PostgreSQL, with every object in a named schema whose name needs quoting."""
 
     @pytest.fixture
-    def repository(self, empty_postgres_url: str) -> Iterator[Repository]:
-        with open_repository(empty_postgres_url, schema='My "acp"', upgrade=True) as repository:
+    def repository(self, shared_postgres_url: str) -> Iterator[Repository]:
+        with open_repository(shared_postgres_url, schema='My "acp"', upgrade=True) as repository:
+            repository.clear()
             yield repository
 
 
@@ -34,28 +45,23 @@ class TestFromEngine(RepositoryContract):
     """A host application's own engine, with none of our settings."""
 
     @pytest.fixture
-    def repository(self, file_url: str) -> Iterator[Repository]:
-        engine = host_engine(file_url.replace("postgresql:", "postgresql+psycopg:"))
-        yield SQLRepository(engine)
+    def repository(self, shared_url: str) -> Iterator[Repository]:
+        engine = host_engine(shared_url)
+        repository = SQLRepository(engine)
+        repository.clear()
+        yield repository
         engine.dispose()
-
-
-class _InHostTransaction(SQLRepository):
-    """One connection serves one thread at a time, and the host alone ends its transaction."""
-
-    @property
-    def capabilities(self) -> frozenset[Capability]:
-        return super().capabilities - {Capability.CONCURRENT_WRITERS}
 
 
 class TestFromConnection(RepositoryContract):
     """Inside a host application's transaction."""
 
     @pytest.fixture
-    def repository(self, file_url: str) -> Iterator[Repository]:
-        engine = host_engine(file_url.replace("postgresql:", "postgresql+psycopg:"))
+    def repository(self, shared_url: str) -> Iterator[Repository]:
+        engine = host_engine(shared_url)
+        SQLRepository(engine).clear()
         with engine.connect() as connection:
-            yield _InHostTransaction(connection)
+            yield SQLRepository(connection)
         engine.dispose()
 
 
@@ -63,8 +69,9 @@ class TestFromSession(RepositoryContract):
     """Inside a host application's orm Session."""
 
     @pytest.fixture
-    def repository(self, file_url: str) -> Iterator[Repository]:
-        engine = host_engine(file_url.replace("postgresql:", "postgresql+psycopg:"))
+    def repository(self, shared_url: str) -> Iterator[Repository]:
+        engine = host_engine(shared_url)
+        SQLRepository(engine).clear()
         with Session(engine) as session:
-            yield _InHostTransaction(session)
+            yield SQLRepository(session)
         engine.dispose()

@@ -46,6 +46,7 @@ def blocks_of(path: Path) -> list[Block]:
         line = source.count("\n", 0, found.start("text")) + 1
         block = Block(found["kind"], found["text"], line, found["mark"] or "")
         if block.kind == "text" and not block.mark:
+            assert blocks, f"{path}:{line}: output of nothing"
             before = blocks.pop()
             block = Block(before.kind, before.text, before.line, before.mark, output=block.text)
         blocks.append(block)

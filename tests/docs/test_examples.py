@@ -209,6 +209,7 @@ def _as_text(value: str | bytes) -> str:
     return value if isinstance(value, str) else value.decode()
 
 
+@pytest.mark.timeout(300)  # a page may start twenty processes
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
 def test_examples(
     name: str,
@@ -231,3 +232,25 @@ def test_examples(
             reader.do(block)
     finally:
         reader.leave()
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "```python\nprint(1)\n```\n\n```text\n2\n```\n",
+        "```python\nraise ValueError\n```\n",
+        "```console\n$ echo 1\n2\n```\n",
+        "```console\n$ false\n```\n",
+        "```ruby\nputs 1\n```\n",
+        "```text\n1\n```\n",
+        "```python\nprint(1)\n",
+    ],
+)
+def test_a_wrong_page_is_noticed(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An example that fails, shows something else, or would not be run, fails the page."""
+    path = tmp_path / "page.md"
+    path.write_text(page)
+    reader = Reader("page.md", tmp_path, "postgresql://", {}, monkeypatch)
+    with pytest.raises((pytest.fail.Exception, AssertionError, ValueError)):
+        for block in blocks_of(path):
+            reader.do(block)

@@ -28,7 +28,13 @@ class PoolBind:
     def __init__(self, engine: Engine, dialect: SQLDialect, schema: str | None) -> None:
         self._engine = engine
         self._dialect = dialect
+        self._closed = False
         self.prepare = Preparer(engine.dialect, schema)
+
+    def close(self) -> None:
+        """Close the pool's connections, and refuse calls from now on."""
+        self._closed = True
+        self._engine.dispose()
 
     def read(self, statement: Prepared, values: Values) -> list[Row]:
         with self._dialect.reading(self._engine):
@@ -76,6 +82,8 @@ class PoolBind:
         return self._run(statement, values, writing=False, repeat=False)
 
     def _check_out(self) -> PoolProxiedConnection:
+        if self._closed:
+            raise BackendUnavailableError("this repository is closed: open another")
         try:
             return self._engine.raw_connection()
         except sqlalchemy.exc.TimeoutError as error:

@@ -74,6 +74,8 @@ class SQLDialect(ABC):
     name: ClassVar[str]
     alters_columns: ClassVar[bool]
     """Whether ALTER TABLE can change a column or a constraint that is there."""
+    has_schemas: ClassVar[bool]
+    """Whether tables can be put into a named schema."""
     begin: ClassVar[str]
     """The statement that begins a transaction that writes."""
 
@@ -88,6 +90,10 @@ class SQLDialect(ABC):
     @abstractmethod
     def migration_lock(self, connection: Connection, schema: str | None) -> AbstractContextManager[None]:
         """Return a context manager in which no other process migrates the same schema."""
+
+    @abstractmethod
+    def is_absent(self, url: URL) -> bool:
+        """Whether there is certainly no database, which connecting would create."""
 
     @abstractmethod
     def writing(self, engine: Engine) -> AbstractContextManager[None]:
@@ -153,6 +159,10 @@ class SQLDialect(ABC):
     @abstractmethod
     def save_session(self, bind: Bind, values: Values, messages: Sequence[str], *, expected: int | None) -> Row | None:
         """Save a session, writing only messages that changed; return its head, None if refused."""
+
+    @abstractmethod
+    def delete_session(self, bind: Bind, session_id: str) -> bool:
+        """Delete a session with its messages; return whether it was there."""
 
     @abstractmethod
     def append_messages(self, bind: Bind, values: Values, messages: Sequence[str], *, state: bool) -> Row:

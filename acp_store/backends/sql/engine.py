@@ -17,6 +17,7 @@ from acp_store.errors import ConfigurationError
 __all__ = [
     "ACCEPTED_URLS",
     "DEFAULT_URL",
+    "check_schema",
     "create_engine",
     "dialect_of",
     "parse_url",
@@ -46,7 +47,7 @@ def parse_url(url: str | URL) -> URL:
     """
     try:
         parsed = make_url(url)
-    except (sqlalchemy.exc.ArgumentError, ValueError):
+    except (sqlalchemy.exc.ArgumentError, ValueError, AttributeError, TypeError):
         # The cause is left out too: it quotes the URL.
         raise ConfigurationError(f"the database URL cannot be read; accepted are {ACCEPTED_URLS}") from None
     if "@" in (parsed.host or ""):
@@ -78,6 +79,16 @@ def dialect_of(bind: Engine | Connection | Session | URL) -> SQLDialect:
         return _DIALECTS[name]
     except KeyError:
         raise ConfigurationError(f"{name} is not supported; accepted are {ACCEPTED_URLS}") from None
+
+
+def check_schema(dialect: SQLDialect, schema: str | None) -> None:
+    """Refuse a named schema where the database has none.
+
+    Raises:
+        ConfigurationError: It has none.
+    """
+    if schema is not None and not dialect.has_schemas:
+        raise ConfigurationError(f"schema={schema!r}: {dialect.name} has no schemas; leave the option out")
 
 
 def prepare_memory(engine: Engine) -> None:

@@ -47,6 +47,7 @@ class PostgreSQL(SQLDialect):
     """PostgreSQL 13 and later, through psycopg 3."""
 
     name: ClassVar[str] = "postgresql"
+    has_schemas: ClassVar[bool] = True
     alters_columns: ClassVar[bool] = True
     begin: ClassVar[str] = "BEGIN"
 
@@ -88,6 +89,9 @@ class PostgreSQL(SQLDialect):
             connection.rollback()
             connection.execute(select(func.pg_advisory_unlock(key)))
             connection.rollback()
+
+    def is_absent(self, url: URL) -> bool:  # noqa: ARG002
+        return False
 
     def writing(self, engine: Engine) -> AbstractContextManager[None]:  # noqa: ARG002
         return _NOTHING
@@ -182,6 +186,9 @@ class PostgreSQL(SQLDialect):
                         {"session_id": session_id, "messages": "[" + ",".join(messages) + "]"},
                     )
         return rows[0] if rows else None
+
+    def delete_session(self, bind: Bind, session_id: str) -> bool:
+        return bool(bind.write(bind.prepare(statements.delete_session), {"session_id": session_id}))
 
     def append_messages(self, bind: Bind, values: Values, messages: Sequence[str], *, state: bool) -> Row:
         statement = bind.prepare(_append_messages, state)

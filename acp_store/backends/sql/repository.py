@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session as ORMSession
 from acp_store.backends.sql import statements
 from acp_store.backends.sql.connections import HostBind, PoolBind
 from acp_store.backends.sql.dialect import Bind, DuplicateKeyError, EngineOptions, SQLDialect
-from acp_store.backends.sql.engine import create_engine, dialect_of, prepare_memory, upgrade_schema
+from acp_store.backends.sql.engine import check_schema, create_engine, dialect_of, prepare_memory, upgrade_schema
 from acp_store.backends.sql.mapping import (
     message_text,
     run_from_row,
@@ -22,7 +22,7 @@ from acp_store.backends.sql.mapping import (
     values_of_session,
 )
 from acp_store.backends.sql.revision import require_current
-from acp_store.checks import check_count, check_name, check_time, cursor_of, parse_cursor
+from acp_store.checks import MAX_COUNT, check_count, check_name, check_time, cursor_of, parse_cursor
 from acp_store.codec import decode_events, encode, same_value
 from acp_store.errors import AcpStoreError, ConflictError
 from acp_store.models import (
@@ -80,6 +80,7 @@ class SQLRepository(Repository):
             bind = self._owned = create_engine(bind, EngineOptions(timeout, pool_size))
             prepare_memory(bind)
         self._dialect: SQLDialect = dialect_of(bind)
+        check_schema(self._dialect, schema)
         self._bind: Bind = (
             PoolBind(bind, self._dialect, schema) if isinstance(bind, Engine) else HostBind(bind, self._dialect, schema)
         )
@@ -97,8 +98,9 @@ class SQLRepository(Repository):
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """All of them."""
-        return frozenset(Capability)
+        """All of them; without `CONCURRENT_WRITERS` where all calls share one connection."""
+        shared = frozenset() if isinstance(self._bind, PoolBind) else frozenset({Capability.CONCURRENT_WRITERS})
+        return frozenset(Capability) - shared
 
     def get_run(self, run_id: str) -> Run | None:
         values = {"run_id": check_name("run id", run_id)}
@@ -127,6 +129,7 @@ class SQLRepository(Repository):
             # The head's lock first: an append that is under way ends before its events are looked for.
             had_events = unit.write(unit.prepare(statements.delete_head), values)
             unit.write(unit.prepare(statements.delete_events), values)
+            unit.write(unit.prepare(statements.delete_history), values)
             was_there = unit.write(unit.prepare(statements.delete_run), values)
         return bool(had_events or was_there)
 
@@ -153,7 +156,7 @@ class SQLRepository(Repository):
         }
         filters = frozenset(values)
         values |= {"limit": check_count("limit", limit), "offset": check_count("offset", offset)}
-        values["end"] = limit + offset
+        values["end"] = min(limit + offset, MAX_COUNT)
         if cursor is not None:
             created_at, run_id = parse_cursor(cursor)
             values |= {"cursor_created_at": self._dialect.time_in(created_at), "cursor_run_id": run_id}
@@ -188,8 +191,7 @@ class SQLRepository(Repository):
         return copy
 
     def delete_session(self, session_id: str) -> bool:
-        values = {"session_id": check_name("session id", session_id)}
-        return bool(self._bind.write(self._bind.prepare(statements.delete_session), values))
+        return self._dialect.delete_session(self._bind, check_name("session id", session_id))
 
     def append_messages(
         self, session_id: str, messages: Sequence[MessageLike], *, state: Any | Unset = UNSET
@@ -263,8 +265,8 @@ class SQLRepository(Repository):
             return False
 
     def close(self) -> None:
-        if self._owned is not None:
-            self._owned.dispose()
+        if self._owned is not None and isinstance(self._bind, PoolBind):
+            self._bind.close()
 
     def _append_once(self, run_id: str, event_type: str, payload: str, key: str) -> Any:
         try:

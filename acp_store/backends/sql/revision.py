@@ -27,6 +27,8 @@ def require_current(engine: Engine, schema: str | None) -> None:
         SchemaError: They are absent, older or newer.
         BackendUnavailableError: The database cannot be reached.
     """
+    if dialect_of(engine).is_absent(engine.url):
+        raise schema_error(None)
     try:
         with engine.connect() as connection:
             found = current_revision(connection, schema)

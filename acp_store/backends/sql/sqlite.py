@@ -48,6 +48,7 @@ class SQLite(SQLDialect):
     """SQLite 3.35 and later (for RETURNING), in a file or in memory, through the standard library's driver."""
 
     name: ClassVar[str] = "sqlite"
+    has_schemas: ClassVar[bool] = False
     alters_columns: ClassVar[bool] = False
     # Takes the write lock at once: SQLite fails a transaction that read first and wants it later,
     # whatever the busy timeout (https://www.sqlite.org/lang_transaction.html, section 2.1).
@@ -83,7 +84,11 @@ class SQLite(SQLDialect):
         return engine
 
     def migration_lock(self, connection: Connection, schema: str | None) -> AbstractContextManager[None]:  # noqa: ARG002
-        return nullcontext()  # BEGIN IMMEDIATE is the lock
+        self.join(connection)  # BEGIN IMMEDIATE is the lock
+        return nullcontext()
+
+    def is_absent(self, url: URL) -> bool:
+        return not (_is_memory(url) or url.query.get("uri") or Path(str(url.database)).exists())
 
     def writing(self, engine: Engine) -> AbstractContextManager[None]:
         return self._locks.get(engine.pool, _NOTHING)
@@ -118,6 +123,8 @@ class SQLite(SQLDialect):
     def join(self, connection: Connection) -> None:
         # The driver's own BEGIN comes before the first INSERT only, and a SAVEPOINT outside of a
         # transaction commits when it is released (https://www.sqlite.org/lang_savepoint.html).
+        if not connection.in_transaction():
+            connection.begin()  # the host may have told SQLAlchemy to send a BEGIN of its own now
         driver: Any = connection.connection.driver_connection
         if not driver.in_transaction:
             connection.exec_driver_sql(self.begin)
@@ -190,6 +197,13 @@ class SQLite(SQLDialect):
                 ],
             )
             return rows[0]
+
+    def delete_session(self, bind: Bind, session_id: str) -> bool:
+        values = {"session_id": session_id}
+        with bind.unit() as unit:
+            # By hand: a host's engine may have left foreign keys, and so the cascade, off.
+            unit.write(unit.prepare(statements.cut_session_messages), {**values, "position": 0})
+            return bool(unit.write(unit.prepare(statements.delete_session), values))
 
     def append_messages(self, bind: Bind, values: Values, messages: Sequence[str], *, state: bool) -> Row:
         with bind.unit() as unit:

@@ -27,7 +27,7 @@ from sqlalchemy import (
     update,
 )
 
-from acp_store.models import EventHeadRow, EventRow, RunRow, SessionMessageRow, SessionRow
+from acp_store.models import EventHeadRow, EventRow, RunRow, RunStatusRow, SessionMessageRow, SessionRow
 from acp_store.models.base import Base, Name, UTCDateTime
 from acp_store.records import TERMINAL_STATUSES
 
@@ -164,8 +164,13 @@ def delete_events() -> Executable:
     return delete(EventRow).where(EventRow.run_id == _name("run_id"))
 
 
+def delete_history() -> Executable:
+    """Delete a run's status history: by hand, as a host's SQLite may have foreign keys off."""
+    return delete(RunStatusRow).where(RunStatusRow.run_id == _name("run_id"))
+
+
 def delete_run() -> Executable:
-    """Delete a run; its status history goes with it by cascade."""
+    """Delete a run."""
     return delete(RunRow).where(RunRow.run_id == _name("run_id")).returning(literal(1))
 
 
