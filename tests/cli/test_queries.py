@@ -156,16 +156,15 @@ def test_ping_without_an_answer(invoke: Invoke) -> None:
     assert f"port {port}" in error
 
 
-@pytest.mark.parametrize("name", factories.ODD_IDS)
-def test_odd_ids(name: str, sqlite_url: str, invoke: Invoke) -> None:
+def test_odd_ids(sqlite_url: str, invoke: Invoke) -> None:
     """A run of any id is found by it, and only it."""
-    odd = factories.ODD_IDS[name]
     with open_repository(sqlite_url) as repository:
-        for id_ in factories.ODD_IDS.values():
-            repository.save_run(factories.run(id_))
-            repository.add_event(id_, {"type": "mine", "id": id_})
-    assert invoke("runs", "show", "--url", sqlite_url, "--", odd).line["run_id"] == odd
-    assert [line["id"] for line in invoke("events", "--url", sqlite_url, "--", odd).lines] == [odd]
+        for odd in factories.ODD_IDS.values():
+            repository.save_run(factories.run(odd))
+            repository.add_event(odd, {"type": "mine", "id": odd})
+    for odd in factories.ODD_IDS.values():
+        assert invoke("runs", "show", "--url", sqlite_url, "--", odd).line["run_id"] == odd
+        assert [line["id"] for line in invoke("events", "--url", sqlite_url, "--", odd).lines] == [odd]
 
 
 def test_odd_values_are_printed_as_json(file_url: str, invoke: Invoke) -> None:

@@ -128,9 +128,7 @@ def test_an_export_to_the_terminal_itself(filled_url: str) -> None:
     assert len(run_on_terminal("export", "-", "--url", filled_url).lines) == 24
 
 
-@pytest.mark.parametrize(
-    ("answer", "code", "runs"), [(b"y\n", 0, 0), (b"n\n", 1, 24), (b"\n", 1, 24), (b"\x04", 1, 24)]
-)
+@pytest.mark.parametrize(("answer", "code", "runs"), [(b"y\n", 0, 0), (b"\n", 1, 24), (b"\x04", 1, 24)])
 def test_a_downgrade_asks(answer: bytes, code: int, runs: int, filled_url: str, invoke: Invoke) -> None:
     """Only a yes drops the tables; the question names the database."""
     done = run_on_terminal("db", "downgrade", "base", "--url", filled_url, answer=answer)

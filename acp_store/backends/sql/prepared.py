@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from sqlalchemy import Executable, Select
 from sqlalchemy.engine.interfaces import Dialect
@@ -44,17 +44,23 @@ class Prepared:
 
 
 class Preparer:
-    """Compiles statements for one dialect and one schema, each once.
+    """Compiles statements for one kind of dialect and one schema, each once in the process.
+
+    Compiling takes milliseconds, far longer than most statements run, and a repository may be made
+    for a single call (on a host's orm Session), so equal preparers share what they compiled.
 
     Args:
         dialect: The dialect to compile for.
         schema: The PostgreSQL schema the tables are in; None leaves the names bare.
     """
 
+    _shared: ClassVar[dict[Any, dict[Any, Prepared]]] = {}
+
     def __init__(self, dialect: Dialect, schema: str | None) -> None:
         self._dialect = dialect
         self._schema = schema
-        self._prepared: dict[Any, Prepared] = {}
+        kind = (dialect.name, dialect.driver, dialect.paramstyle, schema)
+        self._prepared = self._shared.setdefault(kind, {})
 
     def __call__(self, build: Callable[..., Executable], *args: Any) -> Prepared:
         """Return the statement that ``build(*args)`` returns, compiled; the arguments select a variant."""
