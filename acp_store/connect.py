@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any, Final
+from typing import Any
 
-from sqlalchemy import URL, make_url
-
-from acp_store.backends.sql.engine import DEFAULT_URL, parse_url
+from acp_store.backends.sql.engine import DEFAULT_URL
 from acp_store.backends.sql.repository import SQLRepository
 from acp_store.repository import Repository
 
-__all__ = ["open_repository", "printable_url", "resolve_url"]
+__all__ = ["open_repository", "resolve_url"]
 
-_SECRETS: Final = ("password", "sslpassword")
 _logger = logging.getLogger("acp_store")
 
 
-def open_repository(url: str | URL | None = None, *, upgrade: bool = False, **options: Any) -> Repository:
+def open_repository(url: str | None = None, *, upgrade: bool = False, **options: Any) -> Repository:
     """Open the repository that a URL names.
 
     Args:
@@ -42,7 +39,7 @@ def open_repository(url: str | URL | None = None, *, upgrade: bool = False, **op
     return repository
 
 
-def resolve_url(url: str | URL | None) -> str | URL:
+def resolve_url(url: str | None) -> str:
     """Return the URL to use: the given one, else ``$DATABASE_URL``, else ``sqlite:///acp.db``."""
     if url is None:
         url = os.environ.get("DATABASE_URL")
@@ -50,13 +47,3 @@ def resolve_url(url: str | URL | None) -> str | URL:
         url = DEFAULT_URL
         _logger.info("no URL given and DATABASE_URL is not set: using %s", url)
     return url
-
-
-def printable_url(url: str | URL) -> str:
-    """Return a URL as it may be shown: without a password, wherever in it that stood.
-
-    Raises:
-        ConfigurationError: The URL cannot be used.
-    """
-    parse_url(url)
-    return make_url(url).difference_update_query(_SECRETS).render_as_string(hide_password=True)

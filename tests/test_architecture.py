@@ -21,7 +21,7 @@ LAYERS = (
     ("connect", "migrate"),
     ("testing", "integrations", "cli"),
 )
-MAY_IMPORT_SQLALCHEMY = ("models", "backends.sql", "aio", "cli", "connect")
+MAY_IMPORT_SQLALCHEMY = ("models", "backends.sql", "aio", "cli")
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 

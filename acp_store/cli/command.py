@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from sqlalchemy import URL
-
     from acp_store.repository import Repository
 
 __all__ = ["Shared", "command", "group", "shared_options"]
@@ -32,7 +30,7 @@ class Shared:
         return self.json or not sys.stdout.isatty()
 
     @property
-    def database(self) -> str | URL:
+    def database(self) -> str:
         """The URL of the database to work on."""
         from acp_store.connect import resolve_url
 

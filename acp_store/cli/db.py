@@ -45,7 +45,7 @@ def downgrade(
     Asks first; without a terminal to ask on, it refuses unless --yes is given.
     """
     from acp_store import migrate
-    from acp_store.connect import printable_url
+    from acp_store.backends.sql.engine import printable_url
 
     question = f"Downgrade {printable_url(shared.database)} to {revision}? Data will be lost."
     if not yes and not sys.stdin.isatty():
@@ -121,7 +121,7 @@ def sql(
 def create(shared: Shared) -> None:
     """Create the database itself, empty, unless it is there already."""
     from acp_store import migrate
-    from acp_store.connect import printable_url
+    from acp_store.backends.sql.engine import printable_url
 
     created = migrate.create(shared.database)
     url = printable_url(shared.database)

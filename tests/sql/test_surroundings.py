@@ -19,8 +19,10 @@ from acp_store import (
     Run,
     SchemaError,
     SQLRepository,
+    migrate,
     open_repository,
 )
+from acp_store.backends.sql.engine import parse_url
 
 PART = MessagePartEvent(part=MessagePart.text("x"))
 
@@ -42,6 +44,47 @@ def test_unknown_schemes_are_refused(url: str, monkeypatch: pytest.MonkeyPatch) 
         SQLRepository(url)
     assert "secret" not in f"{caught.value}{caught.value.__cause__}{caught.value.__context__}"
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("password", ["p@ss", "@@", "a:b@c", "100%", "p%40ss"])
+def test_a_password_need_not_be_encoded(password: str) -> None:
+    """A password may stand in a URL as it is, @ and all; an encoded one is decoded."""
+    url = parse_url(f"postgresql://user:{password}@host:5433/db?connect_timeout=3")
+    assert (url.username, url.host, url.port, url.database) == ("user", "host", 5433, "db")
+    assert url.password == password.replace("%40", "@")
+
+
+def test_a_wrong_option_in_a_url_is_refused() -> None:
+    """An option that the driver cannot take is a ConfigurationError."""
+    with pytest.raises(ConfigurationError, match="option"):
+        SQLRepository("sqlite:///x.db?timeout=soon")
+
+
+def test_looking_creates_no_file(tmp_path: Path) -> None:
+    """Opening or asking after a SQLite file that is not there leaves none behind."""
+    url = f"sqlite:///{tmp_path / 'no.db'}"
+    with pytest.raises(SchemaError, match="acp-store db upgrade"):
+        open_repository(url)
+    assert migrate.current(url) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_closed_repository_refuses_calls(file_url: str) -> None:
+    """After `close`, which may be repeated, every call fails and `ping` says so."""
+    repository = open_repository(file_url)
+    repository.close()
+    repository.close()
+    assert repository.ping() is False
+    with pytest.raises(BackendUnavailableError, match="closed"):
+        repository.get_run("r")
+
+
+def test_sqlite_has_no_schemas(sqlite_url: str) -> None:
+    """A named schema on SQLite is refused, opening or migrating."""
+    with pytest.raises(ConfigurationError, match="no schemas"):
+        open_repository(sqlite_url, schema="acp")
+    with pytest.raises(ConfigurationError, match="no schemas"):
+        migrate.upgrade(sqlite_url, schema="acp")
 
 
 def test_the_default_url_is_logged(

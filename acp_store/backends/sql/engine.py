@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import sqlalchemy.exc
@@ -20,9 +21,9 @@ __all__ = [
     "check_schema",
     "create_engine",
     "dialect_of",
+    "in_memory",
     "parse_url",
-    "prepare_memory",
-    "upgrade_schema",
+    "printable_url",
 ]
 
 DEFAULT_URL: Final = "sqlite:///acp.db"
@@ -35,6 +36,8 @@ _DRIVERS: Final = {
     "postgresql": "postgresql+psycopg",
     "postgresql+psycopg": "postgresql+psycopg",
 }
+_SECRETS: Final = ("password", "sslpassword")
+_USER: Final = re.compile(r"^(?P<scheme>[\w+]+://)(?P<user>[^/?]*)@")
 _DIALECTS: Final[dict[str, SQLDialect]] = {dialect.name: dialect for dialect in (PostgreSQL(), SQLite())}
 
 
@@ -45,23 +48,43 @@ def parse_url(url: str | URL) -> URL:
         ConfigurationError: It is no URL, or not one of `ACCEPTED_URLS`; its text is not repeated, as
             it may hold a password.
     """
-    try:
-        parsed = make_url(url)
-    except (sqlalchemy.exc.ArgumentError, ValueError, AttributeError, TypeError):
-        # The cause is left out too: it quotes the URL.
-        raise ConfigurationError(f"the database URL cannot be read; accepted are {ACCEPTED_URLS}") from None
-    if "@" in (parsed.host or ""):
-        raise ConfigurationError("the database URL has more than one @: write the one in the password as %40")
+    parsed = _read(url)
     driver = _DRIVERS.get(parsed.drivername)
     if driver is None:
         raise ConfigurationError(f"unknown URL scheme {parsed.drivername!r}; accepted are {ACCEPTED_URLS}")
     return parsed.set(drivername=driver)
 
 
+def printable_url(url: str | URL) -> str:
+    """Return a URL as it may be shown: without a password, wherever in it that stood.
+
+    Raises:
+        ConfigurationError: The URL cannot be used.
+    """
+    parse_url(url)
+    return _read(url).difference_update_query(_SECRETS).render_as_string(hide_password=True)
+
+
+def _read(url: str | URL) -> URL:
+    try:
+        # SQLAlchemy ends a password at its first @, and would take the rest of it for a host's name.
+        return make_url(_USER.sub(_encode_at_signs, url) if isinstance(url, str) else url)
+    except (sqlalchemy.exc.ArgumentError, ValueError, AttributeError, TypeError):
+        # The cause is left out too: it quotes the URL.
+        raise ConfigurationError(f"the database URL cannot be read; accepted are {ACCEPTED_URLS}") from None
+
+
+def _encode_at_signs(user: re.Match[str]) -> str:
+    return f"{user['scheme']}{user['user'].replace('@', '%40')}@"
+
+
 def create_engine(url: str | URL, options: EngineOptions) -> Engine:
     """Return an engine for `SQLRepository`; it connects to nothing yet."""
     parsed = parse_url(url)
-    return _DIALECTS[parsed.get_backend_name()].create_engine(parsed, options)
+    try:
+        return dialect_of(parsed).create_engine(parsed, options)
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"the database URL has an option that is no option: {error}") from error
 
 
 def dialect_of(bind: Engine | Connection | Session | URL) -> SQLDialect:
@@ -91,14 +114,6 @@ def check_schema(dialect: SQLDialect, schema: str | None) -> None:
         raise ConfigurationError(f"schema={schema!r}: {dialect.name} has no schemas; leave the option out")
 
 
-def prepare_memory(engine: Engine) -> None:
-    """Create the schema where the engine's database is in memory, and so out of everyone else's reach."""
-    if isinstance(engine.pool, StaticPool):
-        upgrade_schema(engine, None)
-
-
-def upgrade_schema(engine: Engine, schema: str | None) -> None:
-    """Bring the tables behind one of our engines to the newest revision."""
-    from acp_store.backends.sql.migrate import upgrade  # noqa: PLC0415  # Alembic takes long to import
-
-    upgrade(engine if isinstance(engine.pool, StaticPool) else engine.url, schema=schema)
+def in_memory(engine: Engine) -> bool:
+    """Whether an engine's database is in memory, and so out of everyone else's reach."""
+    return isinstance(engine.pool, StaticPool)

@@ -67,6 +67,8 @@ def downgrade(bind: Bind, revision: str, *, schema: str | None = None) -> None:
 
 def current(bind: Bind, *, schema: str | None = None) -> str | None:
     """Return the revision the database is at; None where it has no tables of ours. Raises as `upgrade` does."""
+    if isinstance(bind, (str, URL)) and dialect_of(parse_url(bind)).is_absent(parse_url(bind)):
+        return None
     with _connected(bind) as connection:
         return current_revision(connection, schema)
 

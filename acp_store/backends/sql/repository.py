@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session as ORMSession
 from acp_store.backends.sql import statements
 from acp_store.backends.sql.connections import HostBind, PoolBind
 from acp_store.backends.sql.dialect import Bind, DuplicateKeyError, EngineOptions, SQLDialect
-from acp_store.backends.sql.engine import check_schema, create_engine, dialect_of, prepare_memory, upgrade_schema
+from acp_store.backends.sql.engine import check_schema, create_engine, dialect_of, in_memory
 from acp_store.backends.sql.mapping import (
     message_text,
     run_from_row,
@@ -78,7 +78,8 @@ class SQLRepository(Repository):
         self._schema = schema
         if isinstance(bind, (str, URL)):
             bind = self._owned = create_engine(bind, EngineOptions(timeout, pool_size))
-            prepare_memory(bind)
+            if in_memory(bind):
+                _upgrade(bind, None)
         self._dialect: SQLDialect = dialect_of(bind)
         check_schema(self._dialect, schema)
         self._bind: Bind = (
@@ -93,7 +94,7 @@ class SQLRepository(Repository):
         """
         if self._owned is not None:
             if upgrade:
-                upgrade_schema(self._owned, self._schema)
+                _upgrade(self._owned, self._schema)
             require_current(self._owned, self._schema)
 
     @property
@@ -293,6 +294,12 @@ class SQLRepository(Repository):
             expected=expected,
             actual=version,
         )
+
+
+def _upgrade(engine: Engine, schema: str | None) -> None:
+    from acp_store.backends.sql.migrate import upgrade  # noqa: PLC0415  # Alembic takes long to import
+
+    upgrade(engine if in_memory(engine) else engine.url, schema=schema)
 
 
 def _version_conflict(noun: str, id_: str, expected: int | None, actual: int) -> ConflictError:
