@@ -88,7 +88,10 @@ class SQLite(SQLDialect):
         return nullcontext()
 
     def is_absent(self, url: URL) -> bool:
-        return not (_is_memory(url) or url.query.get("uri") or Path(str(url.database)).exists())
+        if _is_memory(url) or url.query.get("uri"):
+            return False
+        file = Path(str(url.database))
+        return file.parent.is_dir() and not file.exists()
 
     def writing(self, engine: Engine) -> AbstractContextManager[None]:
         return self._locks.get(engine.pool, _NOTHING)
