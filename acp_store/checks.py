@@ -43,7 +43,7 @@ def check_name(what: str, value: object) -> str:
             raise PayloadError(f"{what} takes {size} bytes in UTF-8; {MAX_NAME_BYTES} are the most")
     if "\0" in value:
         raise PayloadError(f"{what} must not contain U+0000")
-    return value
+    return str.__str__(value)  # the value of a member of an enum of strings
 
 
 def check_count(what: str, value: object) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from enum import Enum
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +21,7 @@ from acp_store import (
     RunInProgressEvent,
     RunStatus,
     Session,
+    open_repository,
 )
 from acp_store.records import as_event, as_record
 
@@ -105,6 +107,23 @@ def test_messages_and_parts() -> None:
     assert message.parts[3].content_encoding == "base64"
     assert MessagePart.from_url("http://x/y", content_type="image/png").content is None
     assert Message.user("hello").role == "user"
+
+
+class Agents(str, Enum):  # noqa: UP042
+    """As applications name their agents; not a StrEnum, whose str() is plain."""
+
+    ECHO = "echo"
+
+
+def test_members_of_enums_are_names(url: str) -> None:
+    """A member of an enum of strings is stored and looked for by its value."""
+    with open_repository(url) as repository:
+        repository.save_run(Run(agent_name=Agents.ECHO, status=RunStatus.IN_PROGRESS))
+        run = Run(agent_name="x")
+        run.status, run.agent_name = RunStatus.IN_PROGRESS, Agents.ECHO
+        repository.save_run(run)
+        found = repository.list_runs(agent_name=Agents.ECHO, status=RunStatus.IN_PROGRESS).runs
+    assert [(run.agent_name, run.status) for run in found] == [("echo", "in-progress")] * 2
 
 
 def test_ids_may_be_uuid_objects() -> None:

@@ -67,10 +67,11 @@ class PoolBind:
                 self._check_in(connection)
 
     def _run(self, statement: Prepared, values: Values, *, writing: bool, repeat: bool = True) -> list[Row]:
+        parameters = statement.parameters(values)
         connection = self._check_out()
         try:
             cursor = self._dialect.borrow(connection)
-            cursor.execute(statement.sql, statement.parameters(values))
+            cursor.execute(statement.sql, parameters)
             return cursor.fetchall() if statement.returns_rows else []
         except Exception as error:
             # A read changes nothing: when the connection turns out to be dead, once more on another.
@@ -115,8 +116,9 @@ class _UnitBind:
         return self.write(statement, values)
 
     def write(self, statement: Prepared, values: Values) -> list[Row]:
+        parameters = statement.parameters(values)
         try:
-            self._cursor.execute(statement.sql, statement.parameters(values))
+            self._cursor.execute(statement.sql, parameters)
             return self._cursor.fetchall() if statement.returns_rows else []
         except Exception as error:
             raise self._dialect.translate(error) from error

@@ -35,7 +35,7 @@ def values_of_run(run: Run, dialect: SQLDialect) -> dict[str, Any]:
         "run_run_id": run_id,
         "run_agent_name": check_name("agent name", run.agent_name),
         "run_session_id": None if run.session_id is None else check_name("session id", run.session_id),
-        "run_status": check_name("status", str(run.status)),
+        "run_status": check_name("status", run.status),
         "run_mode": None if run.mode is None else check_name("mode", run.mode),
         "run_input": None if run.input is None else _messages(f"{what}: input", run.input),
         "run_output": _messages(f"{what}: output", run.output),

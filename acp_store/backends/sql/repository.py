@@ -149,9 +149,7 @@ class SQLRepository(Repository):
     ) -> RunPage:
         names = {"agent_name": agent_name, "session_id": session_id, "status": status}
         times = {"created_after": created_after, "created_before": created_before}
-        values: dict[str, Any] = {
-            name: check_name(name, str(value)) for name, value in names.items() if value is not None
-        }
+        values: dict[str, Any] = {name: check_name(name, value) for name, value in names.items() if value is not None}
         values |= {
             name: self._dialect.time_in(check_time(name, value)) for name, value in times.items() if value is not None
         }
