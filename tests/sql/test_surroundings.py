@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine
 
 from acp_store import (
     BackendUnavailableError,
@@ -52,6 +54,15 @@ def test_a_password_need_not_be_encoded(password: str) -> None:
     url = parse_url(f"postgresql://user:{password}@host:5433/db?connect_timeout=3")
     assert (url.username, url.host, url.port, url.database) == ("user", "host", 5433, "db")
     assert url.password == password.replace("%40", "@")
+
+
+def test_a_hosts_engine_of_another_driver_is_refused() -> None:
+    """An engine whose driver this package does not speak to is refused by name, before anything is sent."""
+    # A driver SQLAlchemy knows and we do not; the module stands in for one that is not installed.
+    engine = create_engine("sqlite+pysqlcipher://", module=sqlite3)
+    with pytest.raises(ConfigurationError, match="pysqlcipher"):
+        SQLRepository(engine)
+    engine.dispose()
 
 
 def test_a_wrong_option_in_a_url_is_refused() -> None:

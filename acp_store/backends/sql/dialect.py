@@ -74,6 +74,8 @@ class SQLDialect(ABC):
     name: ClassVar[str]
     alters_columns: ClassVar[bool]
     """Whether ALTER TABLE can change a column or a constraint that is there."""
+    drivers: ClassVar[frozenset[str]]
+    """The drivers this knows how to talk to, as SQLAlchemy names them."""
     has_schemas: ClassVar[bool]
     """Whether tables can be put into a named schema."""
     begin: ClassVar[str]

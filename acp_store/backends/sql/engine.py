@@ -91,17 +91,17 @@ def dialect_of(bind: Engine | Connection | Session | URL) -> SQLDialect:
     """Return the dialect that speaks for a bind.
 
     Raises:
-        ConfigurationError: It is another database.
+        ConfigurationError: It is another database, or another driver.
     """
-    name = (
-        bind.get_backend_name()
-        if isinstance(bind, URL)
-        else (bind.get_bind() if isinstance(bind, Session) else bind).dialect.name
-    )
-    try:
-        return _DIALECTS[name]
-    except KeyError:
-        raise ConfigurationError(f"{name} is not supported; accepted are {ACCEPTED_URLS}") from None
+    if isinstance(bind, URL):
+        name, driver = bind.get_backend_name(), bind.get_driver_name()
+    else:
+        spoken = (bind.get_bind() if isinstance(bind, Session) else bind).dialect
+        name, driver = spoken.name, spoken.driver
+    dialect = _DIALECTS.get(name)
+    if dialect is None or driver not in dialect.drivers:
+        raise ConfigurationError(f"{name} through {driver} is not supported; accepted are {ACCEPTED_URLS}")
+    return dialect
 
 
 def check_schema(dialect: SQLDialect, schema: str | None) -> None:

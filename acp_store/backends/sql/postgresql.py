@@ -47,6 +47,7 @@ class PostgreSQL(SQLDialect):
     """PostgreSQL 13 and later, through psycopg 3."""
 
     name: ClassVar[str] = "postgresql"
+    drivers: ClassVar[frozenset[str]] = frozenset({"psycopg", "psycopg_async"})
     has_schemas: ClassVar[bool] = True
     alters_columns: ClassVar[bool] = True
     begin: ClassVar[str] = "BEGIN"

@@ -48,6 +48,7 @@ class SQLite(SQLDialect):
     """SQLite 3.35 and later (for RETURNING), in a file or in memory, through the standard library's driver."""
 
     name: ClassVar[str] = "sqlite"
+    drivers: ClassVar[frozenset[str]] = frozenset({"pysqlite", "aiosqlite"})
     has_schemas: ClassVar[bool] = False
     alters_columns: ClassVar[bool] = False
     # Takes the write lock at once: SQLite fails a transaction that read first and wants it later,
