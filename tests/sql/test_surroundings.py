@@ -65,6 +65,15 @@ def test_a_hosts_engine_of_another_driver_is_refused() -> None:
     engine.dispose()
 
 
+@pytest.mark.parametrize(
+    "options", [{"timeout": 0}, {"timeout": -1}, {"timeout": float("inf")}, {"pool_size": 0}, {"pool_size": -1}]
+)
+def test_limits_are_limits(options: dict[str, Any]) -> None:
+    """A time or a pool without a limit is refused: every wait must end."""
+    with pytest.raises(ConfigurationError, match=next(iter(options))):
+        open_repository("sqlite://", **options)
+
+
 def test_a_wrong_option_in_a_url_is_refused() -> None:
     """An option that the driver cannot take is a ConfigurationError."""
     with pytest.raises(ConfigurationError, match="option"):

@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.pool import PoolProxiedConnection
 
 from acp_store.backends.sql.prepared import Prepared, Preparer, Row, Values
-from acp_store.errors import AcpStoreError
+from acp_store.errors import AcpStoreError, ConfigurationError
 
 __all__ = ["Bind", "DuplicateKeyError", "EngineOptions", "Finding", "SQLDialect"]
+
+MAX_TIMEOUT: Final = 86_400.0
+"""Longest `timeout` in seconds: a day, which every driver can count in its own units."""
 
 
 class DuplicateKeyError(AcpStoreError):
@@ -47,10 +50,20 @@ class EngineOptions:
     Attributes:
         timeout: Longest wait for a connection, for a lock on SQLite, and for connecting; seconds.
         pool_size: Most connections open at once.
+
+    Raises:
+        ConfigurationError: One of them is not above 0.
     """
 
     timeout: float = 30.0
     pool_size: int = 10
+
+    def __post_init__(self) -> None:
+        """Refuse what would mean "no limit" or fail later."""
+        if not 0 < self.timeout <= MAX_TIMEOUT:
+            raise ConfigurationError(f"timeout={self.timeout!r}: seconds above 0, at most {MAX_TIMEOUT:g}, are wanted")
+        if self.pool_size < 1:
+            raise ConfigurationError(f"pool_size={self.pool_size!r}: at least 1 is wanted")
 
 
 @dataclass(frozen=True, slots=True)
