@@ -26,7 +26,7 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 lock:
-	$(BIN)/uv pip compile --quiet --universal --no-emit-index-url --no-emit-find-links --no-header --all-extras --group dev pyproject.toml --output-file constraints.txt
+	$(BIN)/uv pip compile --quiet --universal --no-header --all-extras --group dev pyproject.toml --output-file constraints.txt
 
 clean:
 	rm -rf $(VENV) acp.db acp.db-wal acp.db-shm
