@@ -304,7 +304,8 @@ class Repository(ABC):
         """Return a context manager that yields a repository whose calls are one transaction.
 
         Leaving the block normally commits; leaving it by an exception writes nothing. Inside a
-        transaction it nests: the inner block alone is undone when it fails.
+        transaction it nests: the inner block alone is undone when it fails. After the block the
+        repository it gave is of no use.
 
         Raises:
             UnsupportedError: The backend has no transactions.

@@ -89,6 +89,17 @@ def test_looking_creates_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_transaction_that_ended_refuses_calls(file_url: str) -> None:
+    """The repository of a transaction is refused after its block: its connection serves others by then."""
+    with open_repository(file_url) as repository:
+        with repository.transaction() as kept:
+            kept.add_event("r", PART)
+        for call in (lambda: kept.add_event("r", PART), lambda: kept.get_run("r"), lambda: kept.delete_run("r")):
+            with pytest.raises(ConfigurationError, match="ended"):
+                call()
+        assert len(repository.get_events("r")) == 1
+
+
 def test_a_closed_repository_refuses_calls(file_url: str) -> None:
     """After `close`, which may be repeated, every call fails and `ping` says so."""
     repository = open_repository(file_url)

@@ -7,7 +7,7 @@ one round trip. SQLAlchemy's execution events do not see it; its pool does the p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import sqlalchemy.exc
@@ -17,7 +17,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 
 from acp_store.backends.sql.dialect import Bind, SQLDialect
 from acp_store.backends.sql.prepared import Prepared, Preparer, Row, Values
-from acp_store.errors import AcpStoreError, BackendUnavailableError
+from acp_store.errors import AcpStoreError, BackendUnavailableError, ConfigurationError
 
 __all__ = ["HostBind", "PoolBind"]
 
@@ -63,8 +63,13 @@ class PoolBind:
                 except BaseException:
                     dialect.roll_back(connection)
                     raise
+                finally:
+                    unit.end()
             finally:
                 self._check_in(connection)
+
+    def attempt(self) -> AbstractContextManager[Bind]:
+        return nullcontext(self)  # each write is a transaction of its own already
 
     def _run(self, statement: Prepared, values: Values, *, writing: bool, repeat: bool = True) -> list[Row]:
         parameters = statement.parameters(values)
@@ -111,12 +116,18 @@ class _UnitBind:
         self._cursor = cursor
         self._dialect = dialect
         self._depth = 0
+        self._ended = False
+
+    def end(self) -> None:
+        """Refuse calls from now on: the connection goes back to the pool, to serve others."""
+        self._ended = True
 
     def read(self, statement: Prepared, values: Values) -> list[Row]:
         return self.write(statement, values)
 
     def write(self, statement: Prepared, values: Values) -> list[Row]:
         parameters = statement.parameters(values)
+        self._require_open()
         try:
             self._cursor.execute(statement.sql, parameters)
             return self._cursor.fetchall() if statement.returns_rows else []
@@ -125,6 +136,7 @@ class _UnitBind:
 
     def write_many(self, statement: Prepared, values: Sequence[Values]) -> None:
         parameters = [statement.parameters(each) for each in values]
+        self._require_open()
         if parameters:
             try:
                 self._cursor.executemany(statement.sql, parameters)
@@ -145,11 +157,19 @@ class _UnitBind:
             self._depth -= 1
         self.execute(f"RELEASE SAVEPOINT {name}")
 
+    def attempt(self) -> AbstractContextManager[Bind]:
+        return self.unit()
+
     def execute(self, sql: str) -> None:
+        self._require_open()
         try:
             self._cursor.execute(sql)
         except Exception as error:
             raise self._dialect.translate(error) from error
+
+    def _require_open(self) -> None:
+        if self._ended:
+            raise ConfigurationError("this transaction has ended: its repository is of no use outside of the block")
 
 
 class HostBind:
@@ -176,11 +196,11 @@ class HostBind:
         for each in values:
             self.write(statement, each)
 
-    def unit(self) -> AbstractContextManager[Bind]:
-        return self._savepoint()
+    def attempt(self) -> AbstractContextManager[Bind]:
+        return self.unit()
 
     @contextmanager
-    def _savepoint(self) -> Iterator[Bind]:
+    def unit(self) -> Iterator[Bind]:
         with self._errors():
             connection = self._connection()
             self._dialect.join(connection)

@@ -42,6 +42,9 @@ class Bind(Protocol):
     def unit(self) -> AbstractContextManager[Bind]:
         """Return a context manager for several statements that are one: all or nothing."""
 
+    def attempt(self) -> AbstractContextManager[Bind]:
+        """Return a context manager for one write that may fail without harm to what is around it."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:

@@ -116,7 +116,7 @@ class SQLRepository(Repository):
             values["expected"] = expected
         saved = self._dialect.save_run(self._bind, values, expected=expected, force=force)
         if saved is None:
-            raise self._run_conflict(run, expected)
+            raise self._run_conflict(values["run_run_id"], run.status, expected)
         version, updated_at, created_at = saved
         copy = run.model_copy()
         copy.__dict__.update(version=version, updated_at=self._dialect.time_out(updated_at))
@@ -177,14 +177,15 @@ class SQLRepository(Repository):
     def save_session(self, session: SessionLike, *, expected_version: int | None = None) -> Session:
         session = as_record(Session, session)
         values = values_of_session(session)
-        messages = [message_text(session.id, item) for item in session.history]
+        session_id = values["session_session_id"]
+        messages = [message_text(session_id, item) for item in session.history]
         expected = None if expected_version is None else check_count("expected_version", expected_version)
         if expected:
             values["expected"] = expected
         head = self._dialect.save_session(self._bind, values, messages, expected=expected)
         if head is None:
-            rows = self._bind.read(self._bind.prepare(statements.session_version), {"session_id": session.id})
-            raise _version_conflict("session", session.id, expected, rows[0][0] if rows else 0)
+            rows = self._bind.read(self._bind.prepare(statements.session_version), {"session_id": session_id})
+            raise _version_conflict("session", session_id, expected, rows[0][0] if rows else 0)
         copy = session.model_copy()
         copy.__dict__.update(version=head[6], updated_at=self._dialect.time_out(head[5]))
         return copy
@@ -269,9 +270,9 @@ class SQLRepository(Repository):
 
     def _append_once(self, run_id: str, event_type: str, payload: str, key: str) -> Any:
         try:
-            # A unit, so that inside a transaction a key that was used undoes this append alone.
-            with self._bind.unit() as unit:
-                return self._dialect.append_event(unit, run_id, event_type, payload, key)
+            # Inside a transaction a key that was used undoes this append alone.
+            with self._bind.attempt() as bind:
+                return self._dialect.append_event(bind, run_id, event_type, payload, key)
         except DuplicateKeyError as error:
             values = {"run_id": run_id, "key": key}
             rows = self._bind.read(self._bind.prepare(statements.event_by_key), values)
@@ -282,13 +283,13 @@ class SQLRepository(Repository):
                 raise ConflictError(f"key {key!r} of run {run_id!r} was used for another event, seq {seq}") from error
             return seq, recorded_at
 
-    def _run_conflict(self, run: Run, expected: int | None) -> ConflictError:
-        rows = self._bind.read(self._bind.prepare(statements.run_version), {"run_id": run.run_id})
-        version, status = rows[0] if rows else (0, None)
+    def _run_conflict(self, run_id: str, status: str, expected: int | None) -> ConflictError:
+        rows = self._bind.read(self._bind.prepare(statements.run_version), {"run_id": run_id})
+        version, stored = rows[0] if rows else (0, None)
         if expected is not None and expected != version:
-            return _version_conflict("run", run.run_id, expected, version)
+            return _version_conflict("run", run_id, expected, version)
         return ConflictError(
-            f"run {run.run_id!r} is {status}, which is final: it cannot become {run.status} without force=True",
+            f"run {run_id!r} is {stored}, which is final: it cannot become {status} without force=True",
             expected=expected,
             actual=version,
         )
