@@ -12,7 +12,16 @@ from pydantic_core import from_json, to_json
 
 from acp_store.errors import PayloadError
 
-__all__ = ["MAX_COUNT", "MAX_NAME_BYTES", "check_count", "check_name", "check_time", "cursor_of", "parse_cursor"]
+__all__ = [
+    "MAX_COUNT",
+    "MAX_NAME_BYTES",
+    "check_count",
+    "check_name",
+    "check_seconds",
+    "check_time",
+    "cursor_of",
+    "parse_cursor",
+]
 
 MAX_NAME_BYTES: Final = 1024
 """Longest id, name, status or key, in bytes of UTF-8: two of them fit in a key of a B-tree page."""
@@ -56,6 +65,19 @@ def check_count(what: str, value: object) -> int:
         raise PayloadError(f"{what} must be an integer, not {type(value).__name__}")
     if not 0 <= value <= MAX_COUNT:
         raise PayloadError(f"{what} must be between 0 and {MAX_COUNT}")
+    return value
+
+
+def check_seconds(what: str, value: object) -> float:
+    """Return a length of time in seconds, if it can be one; infinity is one.
+
+    Raises:
+        PayloadError: It is no number, or is below 0.
+    """
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise PayloadError(f"{what} must be a number of seconds, not {type(value).__name__}")
+    if not value >= 0:
+        raise PayloadError(f"{what} must be 0 seconds or more, not {value:g}")
     return value
 
 

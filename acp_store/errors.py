@@ -8,6 +8,7 @@
     ├── SchemaError               the database's tables are absent, older or newer
     ├── UnsupportedError          this backend does not have that ability    (also a NotImplementedError)
     └── BackendUnavailableError   the database cannot be reached in time     (also a ConnectionError)
+        ├── ClosedError           this repository was closed
         └── OutcomeUnknownError   the connection was lost while committing
 
 Every error but `OutcomeUnknownError` promises that nothing was written, so the call may be
@@ -20,6 +21,7 @@ from __future__ import annotations
 __all__ = [
     "AcpStoreError",
     "BackendUnavailableError",
+    "ClosedError",
     "ConfigurationError",
     "ConflictError",
     "MissingExtraError",
@@ -93,6 +95,10 @@ class UnsupportedError(AcpStoreError, NotImplementedError):
 
 class BackendUnavailableError(AcpStoreError, ConnectionError):
     """The database was not reached, or did not answer, within the time limit; nothing was written."""
+
+
+class ClosedError(BackendUnavailableError):
+    """The repository was closed, here or by another thread or task: repeating helps only on another one."""
 
 
 class OutcomeUnknownError(BackendUnavailableError):

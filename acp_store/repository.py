@@ -23,8 +23,9 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, StrEnum
 from types import TracebackType
@@ -34,8 +35,9 @@ from pydantic import BaseModel
 
 from acp_store.errors import ConflictError, UnsupportedError
 from acp_store.records import Event, Message, Run, RunPage, Session, StoreStats, as_record
+from acp_store.watching import Subscription, Tail, Watch
 
-__all__ = ["UNSET", "Capability", "EventLike", "MessageLike", "Repository", "RunLike", "SessionLike", "Unset"]
+__all__ = ["UNSET", "Capability", "EventLike", "Limits", "MessageLike", "Repository", "RunLike", "SessionLike", "Unset"]
 
 
 class Unset(Enum):
@@ -51,6 +53,21 @@ RunLike: TypeAlias = Run | BaseModel | Mapping[str, Any]
 SessionLike: TypeAlias = Session | BaseModel | Mapping[str, Any]
 EventLike: TypeAlias = Event | BaseModel | Mapping[str, Any]
 MessageLike: TypeAlias = Message | BaseModel | Mapping[str, Any] | str
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How a repository is best used.
+
+    Attributes:
+        calls: How many calls at once are of use: the size of the connection pool. 1 where a
+            connection is shared with its caller.
+        seconds: How long one call may take when the backend does not answer, and so how long
+            whoever follows a run bears with a backend that is away.
+    """
+
+    calls: int = 10
+    seconds: float = 30.0
 
 
 class Capability(StrEnum):
@@ -132,6 +149,11 @@ class Repository(ABC):
             if getattr(type(self), method) is not getattr(Repository, method)
         )
         return frozenset(found)
+
+    @property
+    def limits(self) -> Limits:
+        """How many calls at once are of use, and how long one may take."""
+        return Limits()
 
     # ── runs ─────────────────────────────────────────────────────────────────────────────────
 
@@ -260,6 +282,59 @@ class Repository(ABC):
         self.close()
 
     # ── what has a default ───────────────────────────────────────────────────────────────────
+
+    def get_status(self, run_id: str) -> str | None:
+        """Return the status of a run, or None where there is no run.
+
+        The default reads the whole run: a backend that can do better overrides it, as watchers ask
+        for it again and again.
+        """
+        run = self.get_run(run_id)
+        return None if run is None else run.status
+
+    def watch_events(self, run_id: str, *, after: int = 0, timeout: float | None = None) -> Iterator[Event]:
+        """Follow a run: return an iterator over its events, those that are stored and those to come.
+
+        Each event comes once, in order of `seq`. The iterator ends
+
+        * when the run's status is terminal and its terminal event (``run.completed``,
+          ``run.failed``, ``run.cancelled``) was delivered, whichever came first; a run that is
+          terminal without such an event is over when nothing new came for 1 s;
+        * after `timeout` seconds of silence;
+        * when a run that was there is deleted;
+        * when its ``close()`` is called, by any thread.
+
+        It holds at most a page of events and, between events, no connection. A run that does not
+        exist yet is waited for. Where the backend is away for a while, as for a restart, it goes on
+        afterwards without a gap or a repeat.
+
+        Args:
+            run_id: The run.
+            after: The last `seq` that the caller has seen; one that is not there yet is waited for.
+            timeout: Longest silence in seconds; 0 returns what is stored; None waits for ever.
+
+        Raises:
+            PayloadError: At once, for an `after` or a `timeout` below 0.
+            BackendUnavailableError: While iterating: the backend was away for longer than
+                `limits.seconds`, or than `timeout`. The iterator may be asked again.
+            ClosedError: While iterating: the repository was closed.
+        """
+        return Watch(self, Tail(run_id, after, timeout, self.limits.seconds))
+
+    def subscribe(self, run_id: str, wake: Callable[[], object]) -> Subscription:
+        """Have `wake` called soon after each change of a run, as far as the backend hears of it.
+
+        A hint, which may be lost or come for nothing: watchers look by themselves too. The default
+        never calls it.
+
+        Args:
+            run_id: The run.
+            wake: Called in any thread; must return at once and must not raise.
+
+        Returns:
+            What to hold, and to close in the end; nothing is called once it is gone.
+        """
+        return Subscription(None, run_id, wake)
 
     def add_events(self, run_id: str, events: Sequence[EventLike]) -> list[Event]:
         """Append several events to a run, with consecutive numbers, all or none.

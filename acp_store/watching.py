@@ -1,0 +1,263 @@
+"""Following a run: what a watcher has seen, when it looks again, and who wakes it before that.
+
+A watcher reads, and reads again: that alone makes it right. A wake-up is a hint that there is
+something to read; one that is lost costs time, never an event.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from threading import Event as Flag
+from threading import RLock
+from typing import TYPE_CHECKING, Final, Self
+from weakref import WeakSet
+
+from acp_store.checks import check_count, check_name, check_seconds
+from acp_store.errors import BackendUnavailableError, ClosedError
+from acp_store.records import TERMINAL_STATUSES, Event
+
+if TYPE_CHECKING:
+    from acp_store.repository import Repository
+
+__all__ = ["Notifier", "Subscription", "Tail", "Watch"]
+
+PAGE: Final = 100
+"""How many events a watcher reads, and holds, at once."""
+FIRST_POLL: Final = 0.01
+"""Seconds until the first look after an event; each that finds nothing doubles them."""
+SLOWEST_POLL: Final = 0.5
+"""Longest time between two looks, in seconds, where other processes write without telling this one."""
+SLOWEST_HINTED_POLL: Final = 1.0
+"""Longest time between two looks, in seconds, where every writer's hints reach this process."""
+LAST_WORD_SECONDS: Final = 1.0
+"""How long a terminal run may be silent before its watcher takes it for over without a terminal event."""
+
+_TERMINAL_EVENTS: Final = frozenset(f"run.{status.value}" for status in TERMINAL_STATUSES)
+
+
+class Subscription:
+    """A watcher's wish to be woken; it ends with `close`, or when nobody holds it any more."""
+
+    def __init__(self, notifier: Notifier | None, run_id: str, wake: Callable[[], object]) -> None:
+        self.run_id = run_id
+        self.wake = wake
+        self._notifier = notifier
+
+    @property
+    def hears_all(self) -> bool:
+        """Whether the writes of every other process are told here now, so that looking can be rare."""
+        return self._notifier is not None and self._notifier.hears_all
+
+    def close(self) -> None:
+        """Wake no more."""
+        if self._notifier is not None:
+            self._notifier.unsubscribe(self)
+            self._notifier = None
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Notifier:
+    """Wakes the watchers in this process when a run changed.
+
+    A subclass that also hears of the writes of other processes says so by `hears_all`.
+    """
+
+    hears_all: bool = False
+
+    def __init__(self) -> None:
+        # Reentrant: collecting garbage may end a subscription while one is being made.
+        self._lock = RLock()
+        self._subscriptions: dict[str, WeakSet[Subscription]] = {}
+
+    def subscribe(self, run_id: str, wake: Callable[[], object]) -> Subscription:
+        """Have `wake` called, from any thread, soon after each change of a run."""
+        subscription = Subscription(self, run_id, wake)
+        with self._lock:
+            self._subscriptions.setdefault(self._key(run_id), WeakSet()).add(subscription)
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Forget a subscription."""
+        key = self._key(subscription.run_id)
+        with self._lock:
+            others = self._subscriptions.get(key)
+            if others is not None:
+                others.discard(subscription)
+                if not others:
+                    del self._subscriptions[key]
+
+    def notify(self, run_id: str) -> None:
+        """Tell everyone that something about a run was committed."""
+        self._wake(self._key(run_id))
+
+    def _key(self, run_id: str) -> str:
+        return run_id
+
+    def _wake(self, key: str) -> None:
+        if key in self._subscriptions:
+            with self._lock:
+                woken = list(self._subscriptions.get(key, ()))
+            for subscription in woken:
+                subscription.wake()
+
+
+class Tail:
+    """What a watcher knows of a run: the last event seen, and whether there can be another.
+
+    It waits for nothing itself: whoever has one calls `read`, hands on what it returned, waits for
+    `pause` seconds or a wake-up, and calls `read` again until `ended`.
+    """
+
+    def __init__(self, run_id: str, after: int, timeout: float | None, patience: float) -> None:
+        """Check what a watcher was asked for.
+
+        Raises:
+            PayloadError: No run can have that id, or a number is below 0.
+        """
+        self.run_id = check_name("run id", run_id)
+        self.ended = False
+        self._seen = check_count("after", after)
+        self._timeout = None if timeout is None else check_seconds("timeout", timeout)
+        self._patience = patience
+        self._interval = FIRST_POLL
+        self._at_once = True
+        self._existed = False
+        self._had_last_word = False
+        self._over_since: float | None = None
+        self._quiet_since: float | None = None
+        self._failing_since: float | None = None
+
+    def read(self, repository: Repository, *, woken: bool, hears_all: bool) -> list[Event]:
+        """Return the next events, at most a page of them; none if there is nothing new.
+
+        A backend that is away for a while, as for a restart, is no news.
+
+        Args:
+            repository: Where the run is.
+            woken: Whether a wake-up came since the last call.
+            hears_all: Whether wake-ups come for the writes of other processes too.
+
+        Raises:
+            BackendUnavailableError: It was away for longer than `patience` or `timeout`.
+            ClosedError: The repository was closed.
+        """
+        started = time.monotonic()
+        if self._quiet_since is None:
+            self._quiet_since = started
+        try:
+            events = repository.get_events(self.run_id, PAGE, self._seen)
+            if not events or self._is_last_word(events):
+                self._judge(repository, started, drained=not events)
+        except ClosedError:
+            raise
+        except BackendUnavailableError:
+            if self._failing_since is None:
+                self._failing_since = started
+            if self._is_past(self._failing_since, self._patience) or self._is_past(self._quiet_since, self._timeout):
+                self._failing_since = None
+                raise
+            events = []
+        else:
+            self._failing_since = None
+        if events:
+            self._seen = events[-1].seq or self._seen + len(events)
+            self._quiet_since = time.monotonic()
+        self._plan(len(events), woken=woken, hears_all=hears_all)
+        return events
+
+    def pause(self) -> float:
+        """Return the seconds until the next `read`, unless a wake-up comes before."""
+        if self._at_once:
+            return 0.0
+        wait = self._interval
+        if self._quiet_since is not None:
+            now = time.monotonic()
+            if self._timeout is not None:
+                wait = min(wait, self._quiet_since + self._timeout - now)
+            if self._over_since is not None:
+                wait = min(wait, max(self._over_since, self._quiet_since) + LAST_WORD_SECONDS - now)
+        return max(wait, 0.0)
+
+    def _is_last_word(self, events: list[Event]) -> bool:
+        self._had_last_word = self._had_last_word or any(event.type in _TERMINAL_EVENTS for event in events)
+        return self._had_last_word and len(events) < PAGE
+
+    def _judge(self, repository: Repository, started: float, *, drained: bool) -> None:
+        # An event may come between a look at the events and a look at the status, so the status
+        # that ends a watch was seen before the events that were none.
+        over_since, self._over_since = self._over_since, None
+        status = repository.get_status(self.run_id)
+        gone = self._existed and status is None
+        self._existed = status is not None
+        if status in TERMINAL_STATUSES:
+            self._over_since = time.monotonic() if over_since is None else over_since
+        if drained:
+            quiet_since = self._quiet_since or started
+            self.ended = (
+                gone
+                or (self._timeout is not None and started - quiet_since >= self._timeout)
+                or (
+                    over_since is not None
+                    and self._over_since is not None
+                    and (self._had_last_word or started - max(over_since, quiet_since) >= LAST_WORD_SECONDS)
+                )
+            )
+
+    def _plan(self, found: int, *, woken: bool, hears_all: bool) -> None:
+        slowest = SLOWEST_HINTED_POLL if hears_all else SLOWEST_POLL
+        self._at_once = found == PAGE or (self._had_last_word and self._over_since is not None)
+        if woken and hears_all:
+            self._interval = slowest
+        elif found:
+            self._interval = FIRST_POLL
+        else:
+            self._interval = min(self._interval * 2, slowest)
+
+    def _is_past(self, since: float, limit: float | None) -> bool:
+        return limit is not None and time.monotonic() - since >= limit
+
+
+class Watch(Iterator[Event]):
+    """The events of a run as they come, for a thread: what `Repository.watch_events` returns."""
+
+    def __init__(self, repository: Repository, tail: Tail) -> None:
+        self._repository = repository
+        self._tail = tail
+        self._page: deque[Event] = deque()
+        self._flag = Flag()
+        self._subscription: Subscription | None = None
+        self._closed = False
+
+    def __next__(self) -> Event:
+        while not self._closed:
+            if self._page:
+                return self._page.popleft()
+            if self._tail.ended:
+                break
+            if self._subscription is None:
+                self._subscription = self._repository.subscribe(self._tail.run_id, self._flag.set)
+            woken = self._flag.wait(self._tail.pause())
+            self._flag.clear()
+            if not self._closed:
+                hears_all = self._subscription.hears_all
+                self._page.extend(self._tail.read(self._repository, woken=woken, hears_all=hears_all))
+        self.close()
+        raise StopIteration
+
+    def close(self) -> None:
+        """End it, from any thread: one that waits for an event stops waiting."""
+        self._closed = True
+        self._flag.set()
+        subscription = self._subscription
+        if subscription is not None:
+            subscription.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
