@@ -16,6 +16,7 @@ from weakref import WeakSet
 
 from acp_store.checks import check_count, check_name, check_seconds
 from acp_store.errors import BackendUnavailableError, ClosedError
+from acp_store.forks import tell_of_forks
 from acp_store.records import TERMINAL_STATUSES, Event
 
 if TYPE_CHECKING:
@@ -63,15 +64,21 @@ class Subscription:
 class Notifier:
     """Wakes the watchers in this process when a run changed.
 
-    A subclass that also hears of the writes of other processes says so by `hears_all`.
+    Args:
+        alone: Whether no other process can write where these watchers look.
     """
 
-    hears_all: bool = False
-
-    def __init__(self) -> None:
+    def __init__(self, *, alone: bool = False) -> None:
+        self._alone = alone
         # Reentrant: collecting garbage may end a subscription while one is being made.
         self._lock = RLock()
         self._subscriptions: dict[str, WeakSet[Subscription]] = {}
+        tell_of_forks(self)
+
+    @property
+    def hears_all(self) -> bool:
+        """Whether the writes of every other process are told here now."""
+        return self._alone
 
     def subscribe(self, run_id: str, wake: Callable[[], object]) -> Subscription:
         """Have `wake` called, from any thread, soon after each change of a run."""
@@ -93,6 +100,16 @@ class Notifier:
     def notify(self, run_id: str) -> None:
         """Tell everyone that something about a run was committed."""
         self._wake(self._key(run_id))
+
+    def close(self, *, wait: bool = True) -> None:
+        """Give back what it holds, at the latest when this returns; soon, without `wait`."""
+
+    def before_fork(self) -> None:
+        """Do nothing: see `after_fork`."""
+
+    def after_fork(self) -> None:
+        """Free the lock that a thread of the parent may have held."""
+        self._lock = RLock()
 
     def _key(self, run_id: str) -> str:
         return run_id

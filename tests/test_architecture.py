@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "acp_store"
 # A file may import from its own layer and those above it; backends never from one another.
 LAYERS = (
     ("errors",),
-    ("records", "checks", "codec"),
-    ("repository",),
+    ("records", "checks", "codec", "forks"),
+    ("repository", "watching"),
     ("models",),
     ("backends.sql", "backends.redis"),
     ("decorators",),

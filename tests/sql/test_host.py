@@ -46,7 +46,7 @@ def test_a_connection_keeps_its_transaction(engine: Engine, commit: bool) -> Non
         _everything(repository)
         repository.close()
         assert connection.in_transaction()
-        assert repository.stats().events == 3
+        assert SQLRepository(engine).stats().events == 3
         (connection.commit if commit else connection.rollback)()
     with engine.connect() as connection:
         assert connection.scalar(text("select count(*) from host_rows")) == commit
@@ -96,4 +96,4 @@ def test_a_hosts_engine_is_as_it_was(engine: Engine) -> None:
         assert (getattr(driver, "autocommit", None), getattr(driver, "isolation_level", None)) == before
         connection.execute(text("delete from acp_events"))
         connection.rollback()
-    assert repository.stats().events == 3
+    assert SQLRepository(engine).stats().events == 3

@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
+from weakref import WeakSet, finalize
 
 import sqlalchemy.exc
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import PoolProxiedConnection
 
-from acp_store.backends.sql.dialect import Bind, SQLDialect
+from acp_store.backends.sql.dialect import Bind, EngineOptions, SQLDialect
 from acp_store.backends.sql.prepared import Prepared, Preparer, Row, Values
-from acp_store.errors import AcpStoreError, BackendUnavailableError, ConfigurationError
+from acp_store.errors import AcpStoreError, BackendUnavailableError, ClosedError, ConfigurationError
+from acp_store.forks import tell_of_forks
+from acp_store.watching import Subscription
 
 __all__ = ["HostBind", "PoolBind"]
 
@@ -25,16 +28,45 @@ __all__ = ["HostBind", "PoolBind"]
 class PoolBind:
     """Runs statements on connections of an engine's pool; each call is committed when it returns."""
 
-    def __init__(self, engine: Engine, dialect: SQLDialect, schema: str | None) -> None:
+    def __init__(
+        self, engine: Engine, dialect: SQLDialect, schema: str | None, options: EngineOptions | None, *, notify: bool
+    ) -> None:
         self._engine = engine
         self._dialect = dialect
+        self._owned = options is not None
         self._closed = False
+        self._subscriptions: WeakSet[Subscription] = WeakSet()
+        self._notifier, give_back = dialect.take_notifier(engine, options, notify=notify)
+        self._give_back = finalize(self, give_back, wait=False)
         self.prepare = Preparer(engine.dialect, schema)
+        tell_of_forks(self)
 
     def close(self) -> None:
-        """Close the pool's connections, and refuse calls from now on."""
+        """Refuse calls from now on, end those who wait for an event, and close our own pool's connections."""
         self._closed = True
-        self._engine.dispose()
+        for subscription in list(self._subscriptions):
+            subscription.wake()
+        if self._owned:
+            self._engine.dispose()
+        if (parts := self._give_back.detach()) is not None:
+            _, give_back, _, _ = parts
+            give_back()
+
+    def before_fork(self) -> None:
+        if self._owned:
+            self._dialect.before_fork(self._engine)
+
+    def after_fork(self) -> None:
+        if self._owned:
+            self._dialect.after_fork(self._engine)
+
+    def notify(self, run_id: str) -> None:
+        self._notifier.notify(run_id)
+
+    def subscribe(self, run_id: str, wake: Callable[[], object]) -> Subscription:
+        subscription = self._notifier.subscribe(run_id, wake)
+        self._subscriptions.add(subscription)
+        return subscription
 
     def read(self, statement: Prepared, values: Values) -> list[Row]:
         with self._dialect.reading(self._engine):
@@ -67,6 +99,8 @@ class PoolBind:
                     unit.end()
             finally:
                 self._check_in(connection)
+        for run_id in unit.changed:
+            self.notify(run_id)
 
     def attempt(self) -> AbstractContextManager[Bind]:
         return nullcontext(self)  # each write is a transaction of its own already
@@ -88,10 +122,9 @@ class PoolBind:
         return self._run(statement, values, writing=False, repeat=False)
 
     def _check_out(self) -> PoolProxiedConnection:
-        if self._closed:
-            raise BackendUnavailableError("this repository is closed: open another")
+        self._require_open()
         try:
-            return self._engine.raw_connection()
+            connection = self._engine.raw_connection()
         except sqlalchemy.exc.TimeoutError as error:
             pool: Any = self._engine.pool
             raise BackendUnavailableError(
@@ -99,9 +132,17 @@ class PoolBind:
             ) from error
         except Exception as error:
             raise self._dialect.translate(error) from error
+        if self._closed:  # meanwhile
+            self._check_in(connection)
+            self._require_open()
+        return connection
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ClosedError("this repository is closed: open another")
 
     def _check_in(self, connection: PoolProxiedConnection) -> None:
-        if self._dialect.is_lost(connection):
+        if self._dialect.is_lost(connection) or (self._closed and self._owned):
             connection.invalidate()
         else:
             self._dialect.give_back(connection)
@@ -117,6 +158,7 @@ class _UnitBind:
         self._dialect = dialect
         self._depth = 0
         self._ended = False
+        self.changed: dict[str, None] = {}
 
     def end(self) -> None:
         """Refuse calls from now on: the connection goes back to the pool, to serve others."""
@@ -160,6 +202,12 @@ class _UnitBind:
     def attempt(self) -> AbstractContextManager[Bind]:
         return self.unit()
 
+    def notify(self, run_id: str) -> None:
+        self.changed[run_id] = None  # told after the commit
+
+    def subscribe(self, run_id: str, wake: Callable[[], object]) -> Subscription:
+        return Subscription(None, run_id, wake)
+
     def execute(self, sql: str) -> None:
         self._require_open()
         try:
@@ -198,6 +246,12 @@ class HostBind:
 
     def attempt(self) -> AbstractContextManager[Bind]:
         return self.unit()
+
+    def notify(self, run_id: str) -> None:
+        """Tell nobody: when the caller will commit is not known here, and watchers look by themselves."""
+
+    def subscribe(self, run_id: str, wake: Callable[[], object]) -> Subscription:
+        return Subscription(None, run_id, wake)
 
     @contextmanager
     def unit(self) -> Iterator[Bind]:

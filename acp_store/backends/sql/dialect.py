@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol, TypeAlias
 
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.pool import PoolProxiedConnection
 
 from acp_store.backends.sql.prepared import Prepared, Preparer, Row, Values
 from acp_store.errors import AcpStoreError, ConfigurationError
+from acp_store.watching import Notifier, Subscription
 
-__all__ = ["Bind", "DuplicateKeyError", "EngineOptions", "Finding", "SQLDialect"]
+__all__ = ["Bind", "DuplicateKeyError", "EngineOptions", "Finding", "GiveBack", "SQLDialect"]
+
+GiveBack: TypeAlias = Callable[..., None]
+"""Gives a notifier back; returns at once with ``wait=False``."""
 
 MAX_TIMEOUT: Final = 86_400.0
 """Longest `timeout` in seconds: a day, which every driver can count in its own units."""
@@ -44,6 +48,12 @@ class Bind(Protocol):
 
     def attempt(self) -> AbstractContextManager[Bind]:
         """Return a context manager for one write that may fail without harm to what is around it."""
+
+    def notify(self, run_id: str) -> None:
+        """Wake those who follow a run, once what was written is committed."""
+
+    def subscribe(self, run_id: str, wake: Callable[[], object]) -> Subscription:
+        """Have `wake` called soon after changes of a run, as far as they are heard of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +114,26 @@ class SQLDialect(ABC):
     @abstractmethod
     def create_migration_engine(self, url: URL, timeout: float) -> Engine:
         """Return an engine for Alembic: transactions, no pool."""
+
+    @abstractmethod
+    def take_notifier(
+        self, engine: Engine, options: EngineOptions | None, *, notify: bool
+    ) -> tuple[Notifier, GiveBack]:
+        """Return the notifier of an engine's database, and what gives it back.
+
+        Args:
+            engine: The engine.
+            options: How it was created; None where it is someone else's.
+            notify: Whether to tell other processes, and to hear from them, where that is possible.
+        """
+
+    @abstractmethod
+    def before_fork(self, engine: Engine) -> None:
+        """Close, in the parent, what a child process must not inherit open."""
+
+    @abstractmethod
+    def after_fork(self, engine: Engine) -> None:
+        """Have an engine open its own connections in the child, leaving those of the parent alone."""
 
     @abstractmethod
     def migration_lock(self, connection: Connection, schema: str | None) -> AbstractContextManager[None]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import select as io
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, ClassVar, Final
+from weakref import WeakSet
 
 import psycopg
 import sqlalchemy as sa
@@ -21,7 +24,8 @@ from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 from sqlalchemy.pool import NullPool, PoolProxiedConnection
 
 from acp_store.backends.sql import statements
-from acp_store.backends.sql.dialect import Bind, DuplicateKeyError, EngineOptions, Finding, SQLDialect
+from acp_store.backends.sql.dialect import Bind, DuplicateKeyError, EngineOptions, Finding, GiveBack, SQLDialect
+from acp_store.backends.sql.notify import PostgreSQLNotifier, SharedNotifiers
 from acp_store.backends.sql.prepared import Row, Values
 from acp_store.errors import (
     AcpStoreError,
@@ -33,6 +37,7 @@ from acp_store.errors import (
 )
 from acp_store.models import VERSION_TABLE, Base, EventHeadRow, EventRow, RunStatusRow, SessionMessageRow
 from acp_store.models.base import JSONText, Name
+from acp_store.watching import Notifier
 
 __all__ = ["PostgreSQL"]
 
@@ -40,6 +45,7 @@ _NOTHING: Final = nullcontext()
 _CLOCK: Final = func.clock_timestamp()
 _KEY_INDEX: Final = "uq_acp_events_run_id_key"
 _LOCK_POLL_SECONDS: Final = 0.05
+_HINT_TIMEOUT: Final = 2.0
 _OLDEST_SERVER: Final = 130000
 
 
@@ -51,6 +57,9 @@ class PostgreSQL(SQLDialect):
     has_schemas: ClassVar[bool] = True
     alters_columns: ClassVar[bool] = True
     begin: ClassVar[str] = "BEGIN"
+
+    def __init__(self) -> None:
+        self._notifiers = SharedNotifiers()
 
     def create_engine(self, url: URL, options: EngineOptions) -> Engine:
         engine = sa.create_engine(
@@ -65,6 +74,28 @@ class PostgreSQL(SQLDialect):
         event.listen(engine, "do_connect", _Connect(options.timeout))
         event.listen(engine, "checkout", _refuse_dead_connection)
         return engine
+
+    def take_notifier(
+        self, engine: Engine, options: EngineOptions | None, *, notify: bool
+    ) -> tuple[Notifier, GiveBack]:
+        place: Hashable = engine if options is None else engine.url
+        key = (place, notify)
+
+        def make() -> Notifier:
+            if not notify:
+                return Notifier()
+            if options is None:
+                return PostgreSQLNotifier(engine)
+            timeout = min(options.timeout, _HINT_TIMEOUT)
+            return PostgreSQLNotifier(self.create_engine(engine.url, EngineOptions(timeout, pool_size=2)))
+
+        return self._notifiers.take(key, make), partial(self._notifiers.give_back, key)
+
+    def before_fork(self, engine: Engine) -> None:
+        pass
+
+    def after_fork(self, engine: Engine) -> None:
+        engine.dispose(close=False)
 
     def create_migration_engine(self, url: URL, timeout: float) -> Engine:
         return sa.create_engine(
@@ -287,6 +318,7 @@ class _Connection(psycopg.Connection[Any]):
     """A connection on which no statement waits longer than `limit` seconds."""
 
     limit: float
+    opened: ClassVar[WeakSet[_Connection]] = WeakSet()
 
     def wait(self, gen: PQGen[Any], interval: float = 0.1, timeout: float | None = None) -> Any:
         try:
@@ -294,6 +326,23 @@ class _Connection(psycopg.Connection[Any]):
         except psycopg.errors._WaitTimeout as error:  # noqa: SLF001  # psycopg has no public name for it
             self.close()
             raise _NoAnswerError(f"no answer within {self.limit:g} s") from error
+
+
+_inherited: Final[list[_Connection]] = []
+
+
+def _let_go() -> None:
+    """Take the parent's sockets away from a forked child, which would keep them open and could use them."""
+    _inherited.extend(_Connection.opened)  # so that none is collected, which would warn
+    _Connection.opened.clear()
+    null = os.open(os.devnull, os.O_RDWR)
+    for connection in _inherited:
+        with suppress(psycopg.Error):
+            os.dup2(null, connection.pgconn.socket)
+    os.close(null)
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 class _Connect:
@@ -305,6 +354,7 @@ class _Connect:
     def __call__(self, _dialect: object, _record: object, args: list[Any], options: dict[str, Any]) -> Any:
         connection = _Connection.connect(*args, **options)
         connection.limit = self._timeout
+        _Connection.opened.add(connection)
         # Before the limit of the connection, so that a wait for a lock ends with nothing written
         # instead of with nobody knowing.
         milliseconds = max(1, int(self._timeout * 900))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, Final, Literal
 
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.orm import Session as ORMSession
@@ -24,7 +24,7 @@ from acp_store.backends.sql.mapping import (
 from acp_store.backends.sql.revision import require_current
 from acp_store.checks import MAX_COUNT, check_count, check_name, check_time, cursor_of, parse_cursor
 from acp_store.codec import decode_events, encode, same_value
-from acp_store.errors import AcpStoreError, ConflictError
+from acp_store.errors import AcpStoreError, ConfigurationError, ConflictError
 from acp_store.models import (
     EventHeadRow,
     EventRow,
@@ -38,14 +38,18 @@ from acp_store.repository import (
     UNSET,
     Capability,
     EventLike,
+    Limits,
     MessageLike,
     Repository,
     RunLike,
     SessionLike,
     Unset,
 )
+from acp_store.watching import Subscription
 
 __all__ = ["SQLRepository"]
+
+_SWITCHES: Final = {True: True, "on": True, False: False, "off": False}
 
 
 class SQLRepository(Repository):
@@ -58,6 +62,9 @@ class SQLRepository(Repository):
         timeout: With a URL: longest wait for a connection from the pool, for connecting, and on
             SQLite for the write lock; seconds.
         pool_size: With a URL: most connections open at once.
+        notify: On PostgreSQL: tell other processes of writes, and hear from them, by NOTIFY and
+            LISTEN, so that watchers there need not wait until they look; takes up to two
+            connections beyond the pool. Also "on" and "off".
 
     Nothing is connected to before the first call. The schema must be there (`acp_store.migrate`),
     but for SQLite in memory, where it is created.
@@ -73,18 +80,25 @@ class SQLRepository(Repository):
         schema: str | None = None,
         timeout: float = 30.0,
         pool_size: int = 10,
+        notify: bool | Literal["on", "off"] = True,
     ) -> None:
         self._owned: Engine | None = None
         self._schema = schema
+        options: EngineOptions | None = None
         if isinstance(bind, (str, URL)):
-            bind = self._owned = create_engine(bind, EngineOptions(timeout, pool_size))
+            options = EngineOptions(timeout, pool_size)
+            bind = self._owned = create_engine(bind, options)
             if in_memory(bind):
                 _upgrade(bind, None)
         self._dialect: SQLDialect = dialect_of(bind)
         check_schema(self._dialect, schema)
+        notify = _switch("notify", notify)
         self._bind: Bind = (
-            PoolBind(bind, self._dialect, schema) if isinstance(bind, Engine) else HostBind(bind, self._dialect, schema)
+            PoolBind(bind, self._dialect, schema, options, notify=notify)
+            if isinstance(bind, Engine)
+            else HostBind(bind, self._dialect, schema)
         )
+        self._limits = Limits(pool_size, timeout) if isinstance(bind, Engine) else Limits(1, timeout)
 
     def require_schema(self, *, upgrade: bool = False) -> None:
         """Check that the tables of a repository made from a URL are there, or bring them there.
@@ -102,6 +116,10 @@ class SQLRepository(Repository):
         """All of them; without `CONCURRENT_WRITERS` where all calls share one connection."""
         shared = frozenset() if isinstance(self._bind, PoolBind) else frozenset({Capability.CONCURRENT_WRITERS})
         return frozenset(Capability) - shared
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
 
     def get_run(self, run_id: str) -> Run | None:
         values = {"run_id": check_name("run id", run_id)}
@@ -122,6 +140,7 @@ class SQLRepository(Repository):
         copy.__dict__.update(version=version, updated_at=self._dialect.time_out(updated_at))
         if "created_at" not in run.model_fields_set:
             copy.__dict__["created_at"] = self._dialect.time_out(created_at)
+        self._bind.notify(values["run_run_id"])
         return copy
 
     def delete_run(self, run_id: str) -> bool:
@@ -132,6 +151,7 @@ class SQLRepository(Repository):
             unit.write(unit.prepare(statements.delete_events), values)
             unit.write(unit.prepare(statements.delete_history), values)
             was_there = unit.write(unit.prepare(statements.delete_run), values)
+        self._bind.notify(values["run_id"])
         return bool(had_events or was_there)
 
     def list_runs(
@@ -214,6 +234,7 @@ class SQLRepository(Repository):
             row = self._dialect.append_event(self._bind, run_id, event_type, payload, None)
         else:
             row = self._append_once(run_id, event_type, payload, check_name("key", key))
+        self._bind.notify(run_id)
         return event.stamped(row[0], self._dialect.time_out(row[1]))
 
     def add_events(self, run_id: str, events: Sequence[EventLike]) -> list[Event]:
@@ -224,6 +245,7 @@ class SQLRepository(Repository):
         what = f"event of run {run_id!r}"
         rows = [(check_name("event type", event.type), encode(what, event)) for event in given]
         first, recorded_at = self._dialect.append_events(self._bind, run_id, rows)
+        self._bind.notify(run_id)
         time = self._dialect.time_out(recorded_at)
         return [event.stamped(seq, time) for seq, event in enumerate(given, first)]
 
@@ -237,11 +259,20 @@ class SQLRepository(Repository):
         time_out = self._dialect.time_out
         return decode_events([(seq, time_out(recorded_at), payload) for seq, recorded_at, payload in rows])
 
+    def get_status(self, run_id: str) -> str | None:
+        values = {"run_id": check_name("run id", run_id)}
+        rows = self._bind.read(self._bind.prepare(statements.run_version), values)
+        return rows[0][1] if rows else None
+
+    def subscribe(self, run_id: str, wake: Callable[[], object]) -> Subscription:
+        return self._bind.subscribe(run_id, wake)
+
     @contextmanager
     def transaction(self) -> Iterator[Repository]:
         with self._bind.unit() as unit:
             inner = object.__new__(SQLRepository)
             inner._owned, inner._schema, inner._dialect, inner._bind = None, self._schema, self._dialect, unit
+            inner._limits = Limits(1, self._limits.seconds)
             yield inner
 
     def stats(self) -> StoreStats:
@@ -265,7 +296,7 @@ class SQLRepository(Repository):
             return False
 
     def close(self) -> None:
-        if self._owned is not None and isinstance(self._bind, PoolBind):
+        if isinstance(self._bind, PoolBind):
             self._bind.close()
 
     def _append_once(self, run_id: str, event_type: str, payload: str, key: str) -> Any:
@@ -299,6 +330,13 @@ def _upgrade(engine: Engine, schema: str | None) -> None:
     from acp_store.backends.sql.migrate import upgrade  # noqa: PLC0415  # Alembic takes long to import
 
     upgrade(engine if in_memory(engine) else engine.url, schema=schema)
+
+
+def _switch(name: str, value: object) -> bool:
+    try:
+        return _SWITCHES[value]
+    except (KeyError, TypeError):
+        raise ConfigurationError(f"{name}={value!r}: True or False is wanted") from None
 
 
 def _version_conflict(noun: str, id_: str, expected: int | None, actual: int) -> ConflictError:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final
 from urllib.parse import unquote
@@ -19,10 +20,11 @@ import sqlalchemy as sa
 from sqlalchemy import URL, BigInteger, Connection, Engine, bindparam, event, insert, select
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import NullPool, Pool, PoolProxiedConnection, QueuePool, StaticPool
+from sqlalchemy.pool import NullPool, PoolProxiedConnection, QueuePool, StaticPool
 
 from acp_store.backends.sql import statements
-from acp_store.backends.sql.dialect import Bind, DuplicateKeyError, EngineOptions, Finding, SQLDialect
+from acp_store.backends.sql.dialect import Bind, DuplicateKeyError, EngineOptions, Finding, GiveBack, SQLDialect
+from acp_store.backends.sql.notify import SharedNotifiers
 from acp_store.backends.sql.prepared import Row, Values
 from acp_store.errors import (
     AcpStoreError,
@@ -34,6 +36,7 @@ from acp_store.errors import (
 from acp_store.models import EventHeadRow, EventRow, RunStatusRow, SessionMessageRow
 from acp_store.models.base import JSONText, Name, UTCDateTime
 from acp_store.records import utc_now
+from acp_store.watching import Notifier
 
 __all__ = ["SQLite"]
 
@@ -56,7 +59,8 @@ class SQLite(SQLDialect):
     begin: ClassVar[str] = "BEGIN IMMEDIATE"
 
     def __init__(self) -> None:
-        self._locks: WeakKeyDictionary[Pool, _ThreadLock] = WeakKeyDictionary()
+        self._locks: WeakKeyDictionary[Engine, _ThreadLock] = WeakKeyDictionary()
+        self._notifiers = SharedNotifiers()
 
     def create_engine(self, url: URL, options: EngineOptions) -> Engine:
         url, synchronous = _take_synchronous(url)
@@ -74,8 +78,32 @@ class SQLite(SQLDialect):
         )
         engine = sa.create_engine(url, pool_reset_on_return=None, connect_args=_connect_args(options.timeout), **pool)
         event.listen(engine, "connect", _Pragmas(synchronous, options.timeout, memory=memory))
-        self._locks[engine.pool] = _ThreadLock(options.timeout)
+        self._locks[engine] = _ThreadLock(options.timeout)
         return engine
+
+    def take_notifier(
+        self,
+        engine: Engine,
+        options: EngineOptions | None,  # noqa: ARG002
+        *,
+        notify: bool,  # noqa: ARG002
+    ) -> tuple[Notifier, GiveBack]:
+        if _is_memory(engine.url):
+            return Notifier(alone=True), lambda **_: None
+        key = _file(engine.url).absolute()
+        return self._notifiers.take(key, Notifier), partial(self._notifiers.give_back, key)
+
+    def before_fork(self, engine: Engine) -> None:
+        # A connection must not be carried over a fork, not even to be closed there
+        # (https://www.sqlite.org/howtocorrupt.html, section 2.6). One in memory is a copy after it.
+        if not isinstance(engine.pool, StaticPool):
+            engine.dispose()
+
+    def after_fork(self, engine: Engine) -> None:
+        if engine in self._locks:
+            self._locks[engine] = self._locks[engine].anew()
+        if not isinstance(engine.pool, StaticPool):
+            engine.dispose(close=False)
 
     def create_migration_engine(self, url: URL, timeout: float) -> Engine:
         url, synchronous = _take_synchronous(url)
@@ -95,7 +123,7 @@ class SQLite(SQLDialect):
         return file.parent.is_dir() and not file.exists()
 
     def writing(self, engine: Engine) -> AbstractContextManager[None]:
-        return self._locks.get(engine.pool, _NOTHING)
+        return self._locks.get(engine, _NOTHING)
 
     def reading(self, engine: Engine) -> AbstractContextManager[None]:
         return self.writing(engine) if isinstance(engine.pool, StaticPool) else _NOTHING
@@ -301,6 +329,10 @@ class _ThreadLock:
         self._timeout = timeout
         self._lock = threading.Lock()
         self._owner: int | None = None
+
+    def anew(self) -> _ThreadLock:
+        """Return a lock like this that nobody holds."""
+        return _ThreadLock(self._timeout)
 
     def __enter__(self) -> None:
         me = threading.get_ident()
