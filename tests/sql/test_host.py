@@ -46,7 +46,7 @@ def test_a_connection_keeps_its_transaction(engine: Engine, commit: bool) -> Non
         _everything(repository)
         repository.close()
         assert connection.in_transaction()
-        assert SQLRepository(engine).stats().events == 3
+        assert repository.stats().events == 3
         (connection.commit if commit else connection.rollback)()
     with engine.connect() as connection:
         assert connection.scalar(text("select count(*) from host_rows")) == commit
