@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from acp_store.errors import (
     AcpStoreError,
     BackendUnavailableError,
+    ClosedError,
     ConfigurationError,
     ConflictError,
     MissingExtraError,
@@ -38,26 +39,30 @@ from acp_store.records import (
     StoreStats,
     TrajectoryMetadata,
 )
-from acp_store.repository import UNSET, Capability, Repository
+from acp_store.repository import UNSET, Capability, Limits, Repository
 
 if TYPE_CHECKING:
+    from acp_store.aio import AsyncRepository
     from acp_store.backends.sql.repository import SQLRepository
-    from acp_store.connect import open_repository
+    from acp_store.connect import open_async_repository, open_repository
 
 __version__ = "0.1.0"
 
 __all__ = [
     "UNSET",
     "AcpStoreError",
+    "AsyncRepository",
     "BackendUnavailableError",
     "Capability",
     "CitationMetadata",
+    "ClosedError",
     "ConfigurationError",
     "ConflictError",
     "Error",
     "ErrorEvent",
     "Event",
     "GenericEvent",
+    "Limits",
     "Message",
     "MessageCompletedEvent",
     "MessageCreatedEvent",
@@ -83,12 +88,15 @@ __all__ = [
     "TrajectoryMetadata",
     "UnsupportedError",
     "__version__",
+    "open_async_repository",
     "open_repository",
 ]
 
 # Imported when first used: SQLAlchemy takes longer to import than `acp-store --help` should.
 _LAZY = {
+    "AsyncRepository": "acp_store.aio",
     "SQLRepository": "acp_store.backends.sql.repository",
+    "open_async_repository": "acp_store.connect",
     "open_repository": "acp_store.connect",
 }
 

@@ -6,11 +6,12 @@ import logging
 import os
 from typing import Any
 
+from acp_store.aio import AsyncRepository
 from acp_store.backends.sql.engine import DEFAULT_URL
 from acp_store.backends.sql.repository import SQLRepository
 from acp_store.repository import Repository
 
-__all__ = ["open_repository", "resolve_url"]
+__all__ = ["open_async_repository", "open_repository", "resolve_url"]
 
 _logger = logging.getLogger("acp_store")
 
@@ -23,7 +24,7 @@ def open_repository(url: str | None = None, *, upgrade: bool = False, **options:
             ``postgres://`` or ``postgresql+psycopg://``. None takes ``$DATABASE_URL``, else
             ``sqlite:///acp.db``.
         upgrade: Bring the schema to this version's revision first.
-        **options: As `SQLRepository` takes them: `schema`, `timeout`, `pool_size`.
+        **options: As `SQLRepository` takes them: `schema`, `timeout`, `pool_size`, `notify`.
 
     Raises:
         SchemaError: The database's tables are absent, older or newer, and `upgrade` is false.
@@ -37,6 +38,23 @@ def open_repository(url: str | None = None, *, upgrade: bool = False, **options:
         repository.close()
         raise
     return repository
+
+
+def open_async_repository(url: str | None = None, *, upgrade: bool = False, **options: Any) -> AsyncRepository:
+    """Open the repository that a URL names, for tasks: `open_repository`, with every method awaited.
+
+    It connects to look at the schema before it returns, so call it where a server is built, at
+    import or at start. It belongs to no event loop and may be made where none runs.
+
+    Args:
+        url: As in `open_repository`.
+        upgrade: As in `open_repository`.
+        **options: As in `open_repository`.
+
+    Raises:
+        AcpStoreError: As `open_repository` does.
+    """
+    return AsyncRepository(open_repository(url, upgrade=upgrade, **options))
 
 
 def resolve_url(url: str | None) -> str:
