@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -292,7 +292,7 @@ class Repository(ABC):
         run = self.get_run(run_id)
         return None if run is None else run.status
 
-    def watch_events(self, run_id: str, *, after: int = 0, timeout: float | None = None) -> Iterator[Event]:
+    def watch_events(self, run_id: str, *, after: int = 0, timeout: float | None = None) -> Watch:
         """Follow a run: return an iterator over its events, those that are stored and those to come.
 
         Each event comes once, in order of `seq`. The iterator ends

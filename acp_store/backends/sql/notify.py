@@ -27,7 +27,11 @@ __all__ = ["PostgreSQLNotifier", "SharedNotifiers"]
 
 CHANNEL: Final = "acp_store"
 SEND_EVERY_SECONDS: Final = 0.004
-"""Hints of one process are sent together, at most once in this time."""
+"""Hints of one process are sent together, at most once in this time, ..."""
+SENDING_SHARE: Final = 0.1
+"""... and so rarely that sending takes at most this share of it: a busy server is asked less often, ..."""
+SLOWEST_SEND_SECONDS: Final = 0.1
+"""... but no less often than this."""
 PROBE_EVERY_SECONDS: Final = 30.0
 PROBE_SECONDS: Final = 2.0
 """How long a notification to oneself may take before LISTEN is taken for deaf."""
@@ -218,6 +222,7 @@ class _Link(threading.Thread):
                         self._hear()
 
     def _send(self) -> None:
+        started = time.monotonic()
         hints: dict[str, None] = {}
         with suppress(IndexError):
             while True:
@@ -229,7 +234,8 @@ class _Link(threading.Thread):
         except BaseException:
             self._pending.extendleft(hints)
             raise
-        self._stopping.wait(SEND_EVERY_SECONDS)
+        pause = (time.monotonic() - started) / SENDING_SHARE
+        self._stopping.wait(min(max(pause, SEND_EVERY_SECONDS), SLOWEST_SEND_SECONDS))
 
     def _hear(self) -> None:
         self._listener.pgconn.consume_input()
