@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 EVENT = {"type": "generic", "generic": {}}
+OTHERS = "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
 HINTS = (
     "from pg_stat_activity where datname = current_database() and (query like 'LISTEN%' or query like '%pg_notify%')"
 )
@@ -75,9 +76,7 @@ def test_two_hundred_watchers_listen_on_one_connection(repository: Repository, p
         for number in range(200):
             writer.add_event(f"run-{number}", EVENT)
         assert [follower.result() for follower in followers] == [[1]] * 200
-        ours = admin.execute(
-            "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
-        ).fetchone()
+        ours = admin.execute(OTHERS).fetchone()
         listening = admin.execute(
             "select count(*) from pg_stat_activity where datname = current_database() and query = %s",
             [f"LISTEN {CHANNEL}"],
@@ -234,15 +233,7 @@ def test_no_thread_or_connection_survives_close(postgres_url: str) -> None:
     repository.close()
     assert "acp-store-notify" not in {thread.name for thread in threading.enumerate()}
     with connect(postgres_url) as admin:
-        wait_until(
-            lambda: (
-                admin.execute(
-                    "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
-                ).fetchone()
-                == (0,)
-            ),
-            message="no connection is left",
-        )
+        wait_until(lambda: admin.execute(OTHERS).fetchone() == (0,), message="no connection is left")
 
 
 def test_a_watcher_and_a_writer_share_a_pool_of_one(postgres_url: str) -> None:
