@@ -50,11 +50,11 @@ def run(arguments: Sequence[str]) -> int:
     code = _run(arguments)
     try:
         sys.stdout.flush()
-    except OSError as error:
+    except (OSError, KeyboardInterrupt) as error:
         # Python would try again at its end, and say so.
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return code or _end_of(error)
+        return code or (_end_of(error) if isinstance(error, OSError) else _INTERRUPTED)
     return code
 
 

@@ -27,6 +27,12 @@ _EVENTS_AT_ONCE = 1000
 _WIDE = 100
 _RUN_COLUMNS = ("RUN", "AGENT", "STATUS", "CREATED", "SESSION")
 
+_Agent = Annotated[str | None, typer.Option(metavar="NAME", help="Only runs of this agent [default: any]")]
+_Session = Annotated[str | None, typer.Option(metavar="ID", help="Only runs of this session [default: any]")]
+_Status = Annotated[
+    str | None, typer.Option(metavar="STATUS", help="Only runs in this status, such as failed [default: any]")
+]
+
 
 def _parse_time(text: str) -> datetime:
     try:
@@ -42,11 +48,9 @@ def _parse_time(text: str) -> datetime:
 def list_runs(
     shared: Shared,
     *,
-    agent: Annotated[str | None, typer.Option(metavar="NAME", help="Only runs of this agent [default: any]")] = None,
-    session: Annotated[str | None, typer.Option(metavar="ID", help="Only runs of this session [default: any]")] = None,
-    status: Annotated[
-        str | None, typer.Option(metavar="STATUS", help="Only runs in this status, such as failed [default: any]")
-    ] = None,
+    agent: _Agent = None,
+    session: _Session = None,
+    status: _Status = None,
     after: Annotated[
         datetime | None,
         typer.Option(
@@ -116,22 +120,83 @@ def show_run(shared: Shared, run_id: Annotated[str, typer.Argument(metavar="ID",
         print_table([(name, value) for name, value in _facts(run) if value is not None], ("", ""), whole=("",))
 
 
+@command(runs_app, "watch")
+def watch_runs(
+    shared: Shared,
+    *,
+    agent: _Agent = None,
+    session: _Session = None,
+    status: _Status = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            metavar="RUNS",
+            min=1,
+            help="How many of the newest to look at [default: as the terminal has lines; 100 without one]",
+        ),
+    ] = None,
+    interval: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.01, max=86_400, help="Time between two looks")
+    ] = 1,
+    times: Annotated[
+        int | None, typer.Option(metavar="LOOKS", min=1, help="How often to look [default: until interrupted]")
+    ] = None,
+) -> None:
+    """Show the newest runs as they change.
+
+    A terminal gets a table that is drawn anew at each look; a run that is new or was saved since the
+    look before is marked. In JSON each line is a run with its version and updated_at: each run at
+    first, then each time it is new or has another version. What changed more than once between two
+    looks is shown once. A database that is away, as for a restart, is waited for.
+    """
+    from acp_store.cli.live import show_changes
+
+    with shared.open() as repository:
+        show_changes(
+            repository,
+            {"agent_name": agent, "session_id": session, "status": status},
+            limit=limit,
+            interval=interval,
+            times=times,
+            as_json=shared.as_json,
+        )
+
+
 @command(app, "events")
 def events(
     shared: Shared,
     run_id: Annotated[str, typer.Argument(metavar="ID", help="The run")],
+    *,
     limit: Annotated[int | None, typer.Option(metavar="EVENTS", min=0, help="How many at most [default: all]")] = None,
     offset: Annotated[
         int, typer.Option(metavar="EVENTS", min=0, help="How many to leave out: the last seq already seen")
     ] = 0,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with the events to come [default: end with those stored]")
+    ] = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", min=0, help="With --follow: end when no event came for so long [default: never]"
+        ),
+    ] = None,
 ) -> None:
     """Print the events of a run, in order.
 
-    In JSON each line is an event as ACP sends it, with its seq and recorded_at.
+    In JSON each line is an event as ACP sends it, with its seq and recorded_at. With --follow each is
+    printed as it comes, until the run is over or deleted; a run that does not exist yet, and a database
+    that is away for a while, are waited for.
     """
-    from acp_store.cli.summary import summary_of_event
+    from acp_store.cli.summary import EVENT_COLUMNS, row_of_event
 
+    if timeout is not None and not follow:
+        raise typer.BadParameter("it goes with --follow", param_hint="'--timeout'")
     with shared.open() as repository:
+        if follow:
+            from acp_store.cli.live import follow_run
+
+            follow_run(repository, run_id, limit=limit, after=offset, timeout=timeout, as_json=shared.as_json)
+            return
         seen = 0
         while limit is None or seen < limit:
             wanted = _EVENTS_AT_ONCE if limit is None else min(limit - seen, _EVENTS_AT_ONCE)
@@ -142,8 +207,7 @@ def events(
                 for event in page:
                     print_record(event, seq=event.seq, recorded_at=event.recorded_at)
             else:
-                rows = [(each.seq, time_of(each.recorded_at), each.type, summary_of_event(each)) for each in page]
-                print_table(rows, ("SEQ", "RECORDED", "TYPE", "WHAT"), whole=("SEQ", "RECORDED", "TYPE"))
+                print_table(map(row_of_event, page), EVENT_COLUMNS, whole=EVENT_COLUMNS[:-1])
             seen += len(page)
         if not seen and repository.get_run(run_id) is None and not repository.get_events(run_id, 1):
             _not_found(f"there is no run {run_id!r}, nor an event of it")

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 from pydantic_core import to_json
 
+from acp_store.cli.output import time_of
 from acp_store.records import Error, ErrorEvent, Event, Message, MessagePart, MessagePartEvent, RunEvent
 
-__all__ = ["summary_of_error", "summary_of_event", "summary_of_item", "summary_of_json"]
+__all__ = [
+    "EVENT_COLUMNS",
+    "row_of_event",
+    "summary_of_error",
+    "summary_of_event",
+    "summary_of_item",
+    "summary_of_json",
+]
+
+EVENT_COLUMNS = ("SEQ", "RECORDED", "TYPE", "WHAT")
 
 _LONGEST = 500
+
+
+def row_of_event(event: Event) -> tuple[object, ...]:
+    """Return an event's cells for `EVENT_COLUMNS`."""
+    return event.seq, time_of(event.recorded_at), event.type, summary_of_event(event)
 
 
 def summary_of_event(event: Event) -> str:

@@ -7,16 +7,19 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import struct
 import subprocess
 import sys
 import termios
+import time
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 RECORDINGS: Final = Path(__file__).parents[1] / "data" / "acp-recordings.jsonl"
 SCRIPT: Final = str(Path(sys.executable).with_name("acp-store"))
@@ -73,36 +76,112 @@ def run(*arguments: str, given: bytes | None = None, **options: Any) -> Done:
     return Done(process.returncode, out.decode(), err.decode())
 
 
-def run_on_terminal(
-    *arguments: str, answer: bytes = b"", columns: int = 120, env: Mapping[str, str] | None = None
-) -> Done:
-    """Run the installed program with a terminal as stdin, stdout and stderr; `out` is what it shows, unstyled.
+class Running:
+    """The program while it runs, its output in pipes."""
 
-    `answer` is typed when it asks something.
-    """
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execve(SCRIPT, [SCRIPT, *arguments], {**environment(TERM="xterm-256color"), **(env or {})})
-    try:
-        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
-        shown = b""
-        while chunk := _read(terminal):
-            shown += chunk
-            if answer and b"[y/N]" in shown:
-                os.write(terminal, answer)
-                answer = b""
-        _, status = os.waitpid(pid, 0)
-    except BaseException:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        raise
-    finally:
-        os.close(terminal)
-    return Done(os.waitstatus_to_exitcode(status), _STYLE.sub("", shown.decode(errors="replace")).replace("\r\n", "\n"))
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+
+    @property
+    def next_line(self) -> Any:
+        """The next line it prints, as the JSON it has to be; waits for it."""
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        assert line.endswith(b"\n"), (line, self.end())
+        return json.loads(line)
+
+    @property
+    def next_complaint(self) -> str:
+        """The next line on stderr; waits for it."""
+        assert self.process.stderr
+        return self.process.stderr.readline().decode()
+
+    def interrupt(self) -> None:
+        """What Ctrl-C does."""
+        self.process.send_signal(signal.SIGINT)
+
+    def end(self) -> Done:
+        """How it ends, with the output that was not read yet."""
+        assert self.process.stdout
+        assert self.process.stderr
+        out, err = self.process.stdout.read(), self.process.stderr.read()
+        return Done(self.process.wait(), out.decode(), err.decode())
 
 
-def _read(terminal: int) -> bytes:
-    try:
-        return os.read(terminal, 65536)
-    except OSError:  # Linux says so when the last process has closed its side
-        return b""
+@contextmanager
+def running(*arguments: str, **options: Any) -> Iterator[Running]:
+    """Start the installed program; it is killed where the test is over before it."""
+    with start(*arguments, **options) as process:
+        try:
+            yield Running(process)
+        finally:
+            process.kill()
+
+
+class Terminal:
+    """The program with a terminal as stdin, stdout and stderr; killed where the test is over before it."""
+
+    def __init__(
+        self, *arguments: str, columns: int = 120, lines: int = 50, env: Mapping[str, str] | None = None
+    ) -> None:
+        self._raw = b""
+        self._waited_for = 0
+        self._code: int | None = None
+        self._pid, self._terminal = pty.fork()
+        if self._pid == 0:
+            os.execve(SCRIPT, [SCRIPT, *arguments], {**environment(TERM="xterm-256color"), **(env or {})})
+        fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._code is None:
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+        os.close(self._terminal)
+
+    @property
+    def shown(self) -> str:
+        """All it has shown, unstyled; what was drawn anew is there again."""
+        return _STYLE.sub("", self._raw.decode(errors="replace")).replace("\r\n", "\n")
+
+    def wait_for(self, pattern: str, timeout: float = 30) -> None:
+        """Wait until it shows something, after what was waited for before."""
+        end = time.monotonic() + timeout
+        while (found := re.compile(pattern).search(self.shown, self._waited_for)) is None:
+            left = end - time.monotonic()
+            if left < 0 or not self._read(left):
+                raise TimeoutError(f"{pattern!r} is not shown: {self.shown[-2000:]!r}")
+        self._waited_for = found.end()
+
+    def type(self, keys: bytes) -> None:
+        """Type something."""
+        os.write(self._terminal, keys)
+
+    def end(self) -> Done:
+        """How it ends; `out` is all that was shown."""
+        while self._read():
+            pass
+        _, status = os.waitpid(self._pid, 0)
+        self._code = os.waitstatus_to_exitcode(status)
+        return Done(self._code, self.shown)
+
+    def _read(self, timeout: float | None = None) -> bool:
+        if not select.select([self._terminal], [], [], timeout)[0]:
+            return False
+        try:
+            chunk = os.read(self._terminal, 65536)
+        except OSError:  # Linux says so when the last process has closed its side
+            return False
+        self._raw += chunk
+        return bool(chunk)
+
+
+def run_on_terminal(*arguments: str, answer: bytes = b"", **options: Any) -> Done:
+    """Run the installed program on a terminal to its end; `answer` is typed when it asks something."""
+    with Terminal(*arguments, **options) as terminal:
+        if answer:
+            terminal.wait_for(r"\[y/N\]")
+            terminal.type(answer)
+        return terminal.end()

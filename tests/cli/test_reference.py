@@ -46,6 +46,7 @@ def test_every_command_is_in_the_reference(script: ModuleType) -> None:
         "runs",
         "runs list",
         "runs show",
+        "runs watch",
         "events",
         "sessions",
         "sessions show",

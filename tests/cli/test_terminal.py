@@ -152,7 +152,8 @@ def test_what_a_terminal_would_obey(sqlite_url: str) -> None:
     with open_repository(sqlite_url) as repository:
         repository.save_run(factories.run("evil", agent_name=evil, output=[factories.message(evil)]))
         repository.add_event("evil", factories.part_event(evil))
-    for command in (("runs", "list"), ("runs", "show", "evil"), ("events", "evil")):
+    commands = [("runs", "list"), ("runs", "show", "evil"), ("runs", "watch", "--times", "1"), ("events", "evil")]
+    for command in (*commands, ("events", "evil", "--follow", "--timeout", "0")):
         out = run_on_terminal(*command, "--url", sqlite_url, columns=200).out
         assert r"\x1b[31mred\x1b[0m\x07\r[bold]x[/bold] \u202egnirts" in out
 
