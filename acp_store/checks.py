@@ -77,8 +77,8 @@ def check_seconds(what: str, value: object) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise PayloadError(f"{what} must be a number of seconds, not {type(value).__name__}")
     if not value >= 0:
-        raise PayloadError(f"{what} must be 0 seconds or more, not {value:g}")
-    return value
+        raise PayloadError(f"{what} must be 0 seconds or more, not {value}")
+    return float(min(value, MAX_COUNT))
 
 
 def check_time(what: str, value: object) -> datetime:

@@ -49,13 +49,14 @@ class Subscription:
     @property
     def hears_all(self) -> bool:
         """Whether the writes of every other process are told here now, so that looking can be rare."""
-        return self._notifier is not None and self._notifier.hears_all
+        notifier = self._notifier  # another thread may close it meanwhile
+        return notifier is not None and notifier.hears_all
 
     def close(self) -> None:
         """Wake no more."""
-        if self._notifier is not None:
-            self._notifier.unsubscribe(self)
-            self._notifier = None
+        notifier, self._notifier = self._notifier, None
+        if notifier is not None:
+            notifier.unsubscribe(self)
 
     def __del__(self) -> None:
         self.close()
@@ -83,8 +84,11 @@ class Notifier:
     def subscribe(self, run_id: str, wake: Callable[[], object]) -> Subscription:
         """Have `wake` called, from any thread, soon after each change of a run."""
         subscription = Subscription(self, run_id, wake)
+        key = self._key(run_id)
         with self._lock:
-            self._subscriptions.setdefault(self._key(run_id), WeakSet()).add(subscription)
+            others = self._subscriptions.get(key) or WeakSet()
+            others.add(subscription)
+            self._subscriptions[key] = others  # again, if the last other one ended meanwhile
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
@@ -143,6 +147,7 @@ class Tail:
         self._interval = FIRST_POLL
         self._at_once = True
         self._existed = False
+        self._delivered = False
         self._had_last_word = False
         self._over_since: float | None = None
         self._quiet_since: float | None = None
@@ -178,9 +183,11 @@ class Tail:
                 self._failing_since = None
                 raise
             events = []
+            self._over_since = None  # a second without an answer is no second of silence
         else:
             self._failing_since = None
         if events:
+            self._delivered = True
             self._seen = events[-1].seq or self._seen + len(events)
             self._quiet_since = time.monotonic()
         self._plan(len(events), woken=woken, hears_all=hears_all)
@@ -208,8 +215,8 @@ class Tail:
         # that ends a watch was seen before the events that were none.
         over_since, self._over_since = self._over_since, None
         status = repository.get_status(self.run_id)
-        gone = self._existed and status is None
-        self._existed = status is not None
+        self._existed = self._existed or status is not None
+        gone = status is None and (self._existed or self._has_lost_what_it_saw(repository))
         if status in TERMINAL_STATUSES:
             self._over_since = time.monotonic() if over_since is None else over_since
         if drained:
@@ -223,6 +230,9 @@ class Tail:
                     and (self._had_last_word or started - max(over_since, quiet_since) >= LAST_WORD_SECONDS)
                 )
             )
+
+    def _has_lost_what_it_saw(self, repository: Repository) -> bool:
+        return self._delivered and not repository.get_events(self.run_id, 1, self._seen - 1)
 
     def _plan(self, found: int, *, woken: bool, hears_all: bool) -> None:
         slowest = SLOWEST_HINTED_POLL if hears_all else SLOWEST_POLL

@@ -28,6 +28,7 @@ pytest.register_assert_rewrite(
             "contract_records",
             "contract_units",
             "contract_values",
+            "contract_watching",
             "contract_writers",
         )
     )

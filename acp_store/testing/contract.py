@@ -17,6 +17,7 @@ from acp_store.testing.contract_lists import ListClauses
 from acp_store.testing.contract_records import RecordClauses
 from acp_store.testing.contract_units import UnitClauses
 from acp_store.testing.contract_values import ValueClauses
+from acp_store.testing.contract_watching import WatchClauses
 from acp_store.testing.contract_writers import WriterClauses
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class RepositoryContract(
     ListClauses,
     InputClauses,
     UnitClauses,
+    WatchClauses,
 ):
     """What every repository promises, one property a test.
 

@@ -90,7 +90,7 @@ class SQLite(SQLDialect):
     ) -> tuple[Notifier, GiveBack]:
         if _is_memory(engine.url):
             return Notifier(alone=True), lambda **_: None
-        key = _file(engine.url).absolute()
+        key = _file(engine.url).resolve()
         return self._notifiers.take(key, Notifier), partial(self._notifiers.give_back, key)
 
     def before_fork(self, engine: Engine) -> None:
