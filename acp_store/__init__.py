@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from acp_store.aio import AsyncRepository
     from acp_store.backends.sql.repository import SQLRepository
     from acp_store.connect import open_async_repository, open_repository
+    from acp_store.decorators.cache import CachedRepository, CacheStats
 
 __version__ = "0.1.0"
 
@@ -53,6 +54,8 @@ __all__ = [
     "AcpStoreError",
     "AsyncRepository",
     "BackendUnavailableError",
+    "CacheStats",
+    "CachedRepository",
     "Capability",
     "CitationMetadata",
     "ClosedError",
@@ -95,6 +98,8 @@ __all__ = [
 # Imported when first used: SQLAlchemy takes longer to import than `acp-store --help` should.
 _LAZY = {
     "AsyncRepository": "acp_store.aio",
+    "CacheStats": "acp_store.decorators.cache",
+    "CachedRepository": "acp_store.decorators.cache",
     "SQLRepository": "acp_store.backends.sql.repository",
     "open_async_repository": "acp_store.connect",
     "open_repository": "acp_store.connect",

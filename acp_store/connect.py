@@ -9,6 +9,8 @@ from typing import Any
 from acp_store.aio import AsyncRepository
 from acp_store.backends.sql.engine import DEFAULT_URL
 from acp_store.backends.sql.repository import SQLRepository
+from acp_store.decorators.cache import CachedRepository
+from acp_store.errors import ConfigurationError
 from acp_store.repository import Repository
 
 __all__ = ["open_async_repository", "open_repository", "resolve_url"]
@@ -16,31 +18,38 @@ __all__ = ["open_async_repository", "open_repository", "resolve_url"]
 _logger = logging.getLogger("acp_store")
 
 
-def open_repository(url: str | None = None, *, upgrade: bool = False, **options: Any) -> Repository:
+def open_repository(
+    url: str | None = None, *, cache: str | bool | None = None, upgrade: bool = False, **options: Any
+) -> Repository:
     """Open the repository that a URL names.
 
     Args:
         url: ``sqlite://`` (in memory, the schema is created), ``sqlite:///file``, ``postgresql://``,
             ``postgres://`` or ``postgresql+psycopg://``. None takes ``$DATABASE_URL``, else
             ``sqlite:///acp.db``.
+        cache: A Redis URL, or True for ``$REDIS_URL``: wrap it in a `CachedRepository`.
         upgrade: Bring the schema to this version's revision first.
         **options: As `SQLRepository` takes them: `schema`, `timeout`, `pool_size`, `notify`.
 
     Raises:
         SchemaError: The database's tables are absent, older or newer, and `upgrade` is false.
-        BackendUnavailableError: The database cannot be reached.
+        BackendUnavailableError: The database cannot be reached. A cache that cannot be is no error.
         ConfigurationError: The URL or an option is wrong.
+        MissingExtraError: A cache is wanted, and redis-py is not installed.
     """
+    cache_url = _resolve_cache(cache)
     repository = SQLRepository(resolve_url(url), **options)
     try:
         repository.require_schema(upgrade=upgrade)
+        return repository if cache_url is None else CachedRepository(repository, cache_url)
     except BaseException:
         repository.close()
         raise
-    return repository
 
 
-def open_async_repository(url: str | None = None, *, upgrade: bool = False, **options: Any) -> AsyncRepository:
+def open_async_repository(
+    url: str | None = None, *, cache: str | bool | None = None, upgrade: bool = False, **options: Any
+) -> AsyncRepository:
     """Open the repository that a URL names, for tasks: `open_repository`, with every method awaited.
 
     It connects to look at the schema before it returns, so call it where a server is built, at
@@ -48,13 +57,14 @@ def open_async_repository(url: str | None = None, *, upgrade: bool = False, **op
 
     Args:
         url: As in `open_repository`.
+        cache: As in `open_repository`.
         upgrade: As in `open_repository`.
         **options: As in `open_repository`.
 
     Raises:
         AcpStoreError: As `open_repository` does.
     """
-    return AsyncRepository(open_repository(url, upgrade=upgrade, **options))
+    return AsyncRepository(open_repository(url, cache=cache, upgrade=upgrade, **options))
 
 
 def resolve_url(url: str | None) -> str:
@@ -65,3 +75,11 @@ def resolve_url(url: str | None) -> str:
         url = DEFAULT_URL
         _logger.info("no URL given and DATABASE_URL is not set: using %s", url)
     return url
+
+
+def _resolve_cache(cache: str | bool | None) -> str | None:
+    if cache is True:
+        cache = os.environ.get("REDIS_URL")
+        if not cache:
+            raise ConfigurationError("cache=True takes $REDIS_URL, which is not set: set it, or give a URL")
+    return cache or None

@@ -37,7 +37,18 @@ from acp_store.errors import ConflictError, UnsupportedError
 from acp_store.records import Event, Message, Run, RunPage, Session, StoreStats, as_record
 from acp_store.watching import Subscription, Tail, Watch
 
-__all__ = ["UNSET", "Capability", "EventLike", "Limits", "MessageLike", "Repository", "RunLike", "SessionLike", "Unset"]
+__all__ = [
+    "UNSET",
+    "Capability",
+    "EventLike",
+    "Limits",
+    "MessageLike",
+    "Repository",
+    "RunLike",
+    "SessionLike",
+    "Unset",
+    "given",
+]
 
 
 class Unset(Enum):
@@ -394,3 +405,8 @@ class Repository(ABC):
     def clear(self) -> None:
         """Delete every run, session and event; the schema stays."""
         raise UnsupportedError(f"{type(self).__name__} cannot be cleared (Capability.CLEAR)")
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Return the options that are not None, to hand on: a backend need not take those that it does not know."""
+    return {name: value for name, value in options.items() if value is not None}

@@ -24,6 +24,7 @@ from acp_store.repository import (
     RunLike,
     SessionLike,
     Unset,
+    given,
 )
 from acp_store.watching import Subscription, Tail
 
@@ -79,7 +80,7 @@ class AsyncRepository:
 
     async def save_run(self, run: RunLike, *, expected_version: int | None = None, force: bool = False) -> Run:
         return await self._call(
-            self._inner.save_run, run, **_given(expected_version=expected_version, force=force or None)
+            self._inner.save_run, run, **given(expected_version=expected_version, force=force or None)
         )
 
     async def delete_run(self, run_id: str) -> bool:
@@ -98,7 +99,7 @@ class AsyncRepository:
         cursor: str | None = None,
         total: bool = True,
     ) -> RunPage:
-        filters = _given(
+        filters = given(
             agent_name=agent_name,
             session_id=session_id,
             status=status,
@@ -113,7 +114,7 @@ class AsyncRepository:
         return await self._call(self._inner.get_session, session_id)
 
     async def save_session(self, session: SessionLike, *, expected_version: int | None = None) -> Session:
-        return await self._call(self._inner.save_session, session, **_given(expected_version=expected_version))
+        return await self._call(self._inner.save_session, session, **given(expected_version=expected_version))
 
     async def delete_session(self, session_id: str) -> bool:
         return await self._call(self._inner.delete_session, session_id)
@@ -124,7 +125,7 @@ class AsyncRepository:
         return await self._call(self._inner.append_messages, session_id, messages, state=state)
 
     async def add_event(self, run_id: str, event: EventLike, *, key: str | None = None) -> Event:
-        return await self._call(self._inner.add_event, run_id, event, **_given(key=key))
+        return await self._call(self._inner.add_event, run_id, event, **given(key=key))
 
     async def add_events(self, run_id: str, events: Sequence[EventLike]) -> list[Event]:
         return await self._call(self._inner.add_events, run_id, events)
@@ -240,11 +241,6 @@ class _Transaction(AbstractAsyncContextManager[AsyncRepository]):
         finally:
             if self._outer._line is None:  # noqa: SLF001
                 self._line.end()
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    """Return the options that say something: a backend need not take those that it does not know."""
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def _close(threads: Sequence[Thread], inner: Repository) -> None:

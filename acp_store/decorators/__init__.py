@@ -1,0 +1,1 @@
+"""Repositories around a repository; each knows only the contract."""

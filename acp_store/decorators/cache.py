@@ -1,0 +1,683 @@
+"""`CachedRepository`: a repository that remembers in Redis what it read, and is never less right for it."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+
+from pydantic_core import from_json, to_json
+
+from acp_store.checks import check_count, check_name
+from acp_store.codec import decode_events, decode_record, encode
+from acp_store.decorators import fence
+from acp_store.decorators.line import AwayError, Line, Link, Script
+from acp_store.errors import ConfigurationError, OutcomeUnknownError, PayloadError
+from acp_store.records import TERMINAL_STATUSES, Event, Run, RunPage, Session, StoreStats, as_record
+from acp_store.repository import (
+    UNSET,
+    Capability,
+    EventLike,
+    Limits,
+    MessageLike,
+    Repository,
+    RunLike,
+    SessionLike,
+    Unset,
+    given,
+)
+from acp_store.watching import Subscription, Watch
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+__all__ = ["CacheStats", "CachedRepository"]
+
+FORMAT: Final = b"1"
+"""Part of every key: a version that writes values in another way does not find those of this one."""
+JITTER: Final = 0.1
+"""How much shorter than its time to live a value may live, so that not all expire at once."""
+LEASE_SECONDS: Final = 3.0
+"""How long others wait for whoever reads the database for all of them."""
+MARK_SECONDS: Final = 60.0
+"""Least time for which the mark of a writer that died keeps a thing uncached."""
+FIRST_WAIT_SECONDS: Final = 0.002
+SLOWEST_WAIT_SECONDS: Final = 0.02
+MAX_TTL: Final = 10 * 365 * 86_400.0
+MOST_FIELDS: Final = 1_000
+"""How many pages of events of a run are kept."""
+MOST_MISSED: Final = 10_000
+"""How many things that changed while Redis was away are remembered by name; more, and all are forgotten."""
+
+_READ, _FILL, _BEGIN, _END = map(Script, (fence.READ, fence.FILL, fence.BEGIN, fence.END))
+_RUN, _STATUS, _SESSION = b"run", b"status", b"session"
+
+T = TypeVar("T")
+R = TypeVar("R", Run, Session)
+_Kept: TypeAlias = tuple[dict[bytes, bytes], float]
+"""Fields and values to keep, and for how many seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """What a cache did since it was made.
+
+    Attributes:
+        hits: Reads that were answered from Redis.
+        misses: Reads that were not.
+        refused_fills: Values that were read and not kept, as somebody wrote meanwhile.
+        errors: Failures of Redis.
+        breaker: ``closed`` while Redis is asked, ``open`` while it is away.
+    """
+
+    hits: int
+    misses: int
+    refused_fills: int
+    errors: int
+    breaker: str
+
+
+class CachedRepository(Repository):
+    """Remembers runs, the events of terminal runs, and sessions in Redis, around any repository.
+
+    A read never returns a value older than the last acknowledged write of any client that reached
+    Redis. Redis may be away, slow, flushed or restarted: calls go on, on the inner repository.
+
+    All that share a `prefix` in a Redis database are one cache: give each store its own.
+
+    Args:
+        inner: Any repository. It is closed by `close`.
+        redis: A Redis URL, or a `redis.Redis` client whose settings to connect with.
+        ttl: How long a run that is not terminal, or a session, is remembered, in seconds.
+        terminal_ttl: How long a terminal run and its events are, in seconds.
+        prefix: What every key begins with.
+
+    Raises:
+        MissingExtraError: redis-py is not installed.
+        ConfigurationError: An argument cannot be used.
+    """
+
+    def __init__(
+        self,
+        inner: Repository,
+        redis: str | Redis,
+        *,
+        ttl: float = 60.0,
+        terminal_ttl: float = 3600.0,
+        prefix: str = "acp:",
+    ) -> None:
+        self._inner = inner
+        self._ttl = _check_ttl("ttl", ttl)
+        self._terminal_ttl = _check_ttl("terminal_ttl", terminal_ttl)
+        self._prefix = prefix.encode() + b"cache:" + FORMAT + b":"
+        self._mark_seconds = max(MARK_SECONDS, 3 * inner.limits.seconds)
+        self._missed = _Missed()
+        self._counts = {"hits": 0, "misses": 0, "refused_fills": 0}
+        self._lock = threading.Lock()
+        self._line = Line(redis, self._catch_up)
+
+    @property
+    def inner(self) -> Repository:
+        """The repository that is asked where Redis does not know."""
+        return self._inner
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        return self._inner.capabilities
+
+    @property
+    def limits(self) -> Limits:
+        return self._inner.limits
+
+    def cache_stats(self) -> CacheStats:
+        """Return what this object did so far."""
+        return CacheStats(**self._counts, errors=self._line.errors, breaker="open" if self._line.is_open else "closed")
+
+    # ── reads ────────────────────────────────────────────────────────────────────────────────
+
+    def get_run(self, run_id: str) -> Run | None:
+        run_id = check_name("run id", run_id)
+
+        def keep(run: Run | None) -> _Kept:
+            if run is None:
+                return {}, 0
+            return {_RUN: _text_of(run), _STATUS: _text_of_status(run_id, run.status)}, self._ttl_of(run.status)
+
+        return self._remember(
+            _run(run_id), _RUN, lambda value: _run_of(value, run_id), lambda: self._inner.get_run(run_id), keep
+        )
+
+    def get_status(self, run_id: str) -> str | None:
+        return self._status_of(check_name("run id", run_id))
+
+    def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
+        run_id = check_name("run id", run_id)
+        limit, offset = check_count("limit", limit), check_count("offset", offset)
+        if self._status_of(run_id, counted=False) not in TERMINAL_STATUSES:
+            self._count("misses")
+            return self._inner.get_events(run_id, limit, offset)
+        return self._remember(
+            _events(run_id),
+            f"{limit} {offset}".encode(),
+            lambda value: _page_of(value, run_id, limit, offset),
+            lambda: self._inner.get_events(run_id, limit, offset),
+            lambda events: ({f"{limit} {offset}".encode(): _text_of_page(run_id, events)}, self._terminal_ttl),
+        )
+
+    def get_session(self, session_id: str) -> Session | None:
+        session_id = check_name("session id", session_id)
+        return self._remember(
+            _session(session_id),
+            _SESSION,
+            lambda value: _session_of(value, session_id),
+            lambda: self._inner.get_session(session_id),
+            lambda session: ({} if session is None else {_SESSION: _text_of(session)}, self._ttl),
+        )
+
+    def list_runs(
+        self,
+        *,
+        agent_name: str | None = None,
+        session_id: str | None = None,
+        status: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        limit: int = 10,
+        offset: int = 0,
+        cursor: str | None = None,
+        total: bool = True,
+    ) -> RunPage:
+        filters = given(
+            agent_name=agent_name,
+            session_id=session_id,
+            status=status,
+            created_after=created_after,
+            created_before=created_before,
+            cursor=cursor,
+            total=None if total else False,
+        )
+        return self._inner.list_runs(**filters, limit=limit, offset=offset)
+
+    def watch_events(self, run_id: str, *, after: int = 0, timeout: float | None = None) -> Watch:
+        return self._inner.watch_events(run_id, after=after, timeout=timeout)
+
+    def subscribe(self, run_id: str, wake: Callable[[], object]) -> Subscription:
+        return self._inner.subscribe(run_id, wake)
+
+    def stats(self) -> StoreStats:
+        return self._inner.stats()
+
+    def ping(self) -> bool:
+        return self._inner.ping()
+
+    # ── writes ───────────────────────────────────────────────────────────────────────────────
+
+    def save_run(self, run: RunLike, *, expected_version: int | None = None, force: bool = False) -> Run:
+        run = as_record(Run, run)
+        with self._changing(_run(check_name("run id", run.run_id))):
+            return self._inner.save_run(run, **given(expected_version=expected_version, force=force or None))
+
+    def delete_run(self, run_id: str) -> bool:
+        run_id = check_name("run id", run_id)
+        with self._changing(_run(run_id), _events(run_id)):
+            return self._inner.delete_run(run_id)
+
+    def save_session(self, session: SessionLike, *, expected_version: int | None = None) -> Session:
+        session = as_record(Session, session)
+        with self._changing(_session(check_name("session id", session.id))):
+            return self._inner.save_session(session, **given(expected_version=expected_version))
+
+    def delete_session(self, session_id: str) -> bool:
+        session_id = check_name("session id", session_id)
+        with self._changing(_session(session_id)):
+            return self._inner.delete_session(session_id)
+
+    def append_messages(
+        self, session_id: str, messages: Sequence[MessageLike], *, state: Any | Unset = UNSET
+    ) -> Session:
+        session_id = check_name("session id", session_id)
+        with self._changing(_session(session_id)):
+            return self._inner.append_messages(session_id, messages, state=state)
+
+    def add_event(self, run_id: str, event: EventLike, *, key: str | None = None) -> Event:
+        run_id = check_name("run id", run_id)
+        with self._changing(_events(run_id)):
+            return self._inner.add_event(run_id, event, **given(key=key))
+
+    def add_events(self, run_id: str, events: Sequence[EventLike]) -> list[Event]:
+        run_id = check_name("run id", run_id)
+        with self._changing(_events(run_id)):
+            return self._inner.add_events(run_id, events)
+
+    def clear(self) -> None:
+        try:
+            self._inner.clear()
+        finally:
+            self._forget({_ALL})
+
+    @contextmanager
+    def transaction(self) -> Iterator[Repository]:
+        """As `Repository.transaction`; what it changed is forgotten when it is committed.
+
+        A process that dies between the two leaves what Redis had until its time to live is over.
+        """
+        changed: set[bytes] = set()
+        try:
+            with self._inner.transaction() as inner:
+                yield _Inside(inner, changed)
+        except OutcomeUnknownError:
+            self._mark(changed)
+            raise
+        self._forget(changed)
+
+    def close(self) -> None:
+        self._line.close()
+        self._inner.close()
+
+    # ── the cache ────────────────────────────────────────────────────────────────────────────
+
+    def _status_of(self, run_id: str, *, counted: bool = True) -> str | None:
+        def keep(status: str | None) -> _Kept:
+            return ({}, 0) if status is None else ({_STATUS: _text_of_status(run_id, status)}, self._ttl_of(status))
+
+        return self._remember(
+            _run(run_id),
+            _STATUS,
+            lambda value: _status_in(value, run_id),
+            lambda: self._inner.get_status(run_id),
+            keep,
+            counted=counted,
+        )
+
+    def _remember(
+        self,
+        thing: bytes,
+        field: bytes,
+        decode: Callable[[bytes], T],
+        read: Callable[[], T],
+        keep: Callable[[T], _Kept],
+        *,
+        counted: bool = True,
+    ) -> T:
+        """Return what Redis has, else what the inner repository has, and leave that with Redis."""
+        lease: bytes | None = None
+        try:
+            value = self._line.run(lambda link: _get(link, self._keys(link, thing)[0], field))
+            found = None if value is None else _decoded(decode, value)
+            if found is None:
+                found, lease = self._ask_for_lease(thing, field, decode, garbage=value is not None)
+        except AwayError:
+            found = None
+        if counted:
+            self._count("misses" if found is None else "hits")
+        if found is not None:
+            return found[0]
+        read_now = read()
+        if lease is not None:
+            with suppress(AwayError, PayloadError):  # what has no JSON form is not kept
+                self._fill(thing, field, lease, *keep(read_now))
+        return read_now
+
+    def _ask_for_lease(
+        self, thing: bytes, field: bytes, decode: Callable[[bytes], T], *, garbage: bool
+    ) -> tuple[tuple[T] | None, bytes | None]:
+        """Return a lease to fill with, or the value in a tuple where another brought it, or neither."""
+        end = time.monotonic() + LEASE_SECONDS
+        wait = FIRST_WAIT_SECONDS
+        while True:
+            ask = partial(self._read, thing=thing, field=field, garbage=garbage)
+            kind, *rest = self._line.run(ask)
+            found = _decoded(decode, rest[0]) if kind == b"value" else None
+            if found is not None:
+                return found, None
+            if kind == b"lease":
+                return None, rest[0]
+            if kind == b"marked" or time.monotonic() > end:
+                return None, None
+            garbage = kind == b"value"
+            if kind == b"leased":
+                time.sleep(wait)  # until another has filled it
+                wait = min(wait * 2, SLOWEST_WAIT_SECONDS)
+
+    def _read(self, link: Link, *, thing: bytes, field: bytes, garbage: bool) -> Any:
+        keys = self._keys(link, thing)
+        if garbage:
+            link.command("DEL", keys[0])
+        return link.script(_READ, keys, (field, os.urandom(8).hex(), int(LEASE_SECONDS * 1000)))
+
+    def _fill(self, thing: bytes, field: bytes, lease: bytes, values: dict[bytes, bytes], ttl: float) -> None:
+        lifetime = int(ttl * 1000 * (1 - JITTER * random.random()))  # noqa: S311  # no secret
+        pairs = [word for pair in values.items() for word in pair]
+
+        def fill(link: Link) -> Any:
+            keys = (*self._keys(link, thing), self._keys(link, _sibling(thing))[0])
+            return link.script(_FILL, keys, (field, lease, max(1, lifetime), MOST_FIELDS, *pairs))
+
+        if not self._line.run(fill):
+            self._count("refused_fills")
+
+    @contextmanager
+    def _changing(self, *things: bytes) -> Iterator[None]:
+        """Mark what is about to change, and forget it when it has."""
+        token = os.urandom(8).hex()
+        try:
+            self._line.run(lambda link: self._begin(link, things, token))
+        except AwayError:
+            token = ""
+        try:
+            yield
+        except OutcomeUnknownError:
+            # It may be committed even now, so there is a mark until it cannot be any more.
+            if not token:
+                self._mark(things)
+            raise
+        except BaseException:
+            self._forget(things, token)
+            raise
+        self._forget(things, token)
+
+    def _begin(self, link: Link, things: Collection[bytes], token: str) -> None:
+        from redis.exceptions import OutOfMemoryError  # noqa: PLC0415
+
+        keys = self._all_keys(link, things)
+        try:
+            link.script(_BEGIN, keys, (token, int(self._mark_seconds * 1000)))
+        except OutOfMemoryError:
+            # Nobody gets a lease now either, which takes memory too.
+            link.command("DEL", *keys)
+
+    def _mark(self, things: Collection[bytes]) -> None:
+        """Have nothing of these things remembered for a while."""
+        try:
+            self._line.run(lambda link: self._begin(link, things, os.urandom(8).hex()))
+        except AwayError:
+            self._missed.add(things)
+
+    def _forget(self, things: Collection[bytes], token: str = "") -> None:
+        """Have Redis forget things, now or when it is back."""
+        try:
+            self._line.run(lambda link: self._end(link, things, token))
+        except AwayError:
+            self._missed.add(things)
+            if not self._line.is_open:  # it came back meanwhile
+                try:
+                    self._line.run(self._catch_up)
+                except AwayError:
+                    return
+
+    def _end(self, link: Link, things: Collection[bytes], token: str = "") -> None:
+        if _ALL in things:
+            pattern = _escaped(self._prefix) + b"*"
+            cursor: Any = b"0"
+            while True:
+                cursor, keys = link.command("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+                if keys:
+                    link.command("UNLINK", *keys)
+                if cursor == b"0":
+                    return
+        else:
+            for thing in things:
+                link.script(_END, self._keys(link, thing), (token,) if token else ())
+
+    def _catch_up(self, link: Link) -> None:
+        """Have Redis forget what changed while it was away."""
+        while self._missed:
+            missed = self._missed.take()
+            try:
+                self._end(link, missed)
+            except BaseException:
+                self._missed.add(missed)
+                raise
+
+    def _keys(self, link: Link, thing: bytes) -> tuple[bytes, bytes, bytes]:
+        base = self._prefix + link.server + thing
+        return base + b":values", base + b":marks", base + b":leases"
+
+    def _all_keys(self, link: Link, things: Collection[bytes]) -> list[bytes]:
+        return [key for thing in things for key in self._keys(link, thing)]
+
+    def _ttl_of(self, status: str) -> float:
+        return self._terminal_ttl if status in TERMINAL_STATUSES else self._ttl
+
+    def _count(self, name: str) -> None:
+        with self._lock:
+            self._counts[name] += 1
+
+
+class _Inside(Repository):
+    """The repository of a transaction: reads what the transaction sees, and notes what it changes."""
+
+    def __init__(self, inner: Repository, changed: set[bytes]) -> None:
+        self._inner = inner
+        self._changed = changed
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        return self._inner.capabilities
+
+    @property
+    def limits(self) -> Limits:
+        return self._inner.limits
+
+    def get_run(self, run_id: str) -> Run | None:
+        return self._inner.get_run(run_id)
+
+    def get_status(self, run_id: str) -> str | None:
+        return self._inner.get_status(run_id)
+
+    def save_run(self, run: RunLike, *, expected_version: int | None = None, force: bool = False) -> Run:
+        run = as_record(Run, run)
+        self._changed.add(_run(check_name("run id", run.run_id)))
+        return self._inner.save_run(run, **given(expected_version=expected_version, force=force or None))
+
+    def delete_run(self, run_id: str) -> bool:
+        run_id = check_name("run id", run_id)
+        self._changed.update((_run(run_id), _events(run_id)))
+        return self._inner.delete_run(run_id)
+
+    def list_runs(self, **filters: Any) -> RunPage:
+        return self._inner.list_runs(**filters)
+
+    def get_session(self, session_id: str) -> Session | None:
+        return self._inner.get_session(session_id)
+
+    def save_session(self, session: SessionLike, *, expected_version: int | None = None) -> Session:
+        session = as_record(Session, session)
+        self._changed.add(_session(check_name("session id", session.id)))
+        return self._inner.save_session(session, **given(expected_version=expected_version))
+
+    def delete_session(self, session_id: str) -> bool:
+        self._changed.add(_session(check_name("session id", session_id)))
+        return self._inner.delete_session(session_id)
+
+    def append_messages(
+        self, session_id: str, messages: Sequence[MessageLike], *, state: Any | Unset = UNSET
+    ) -> Session:
+        self._changed.add(_session(check_name("session id", session_id)))
+        return self._inner.append_messages(session_id, messages, state=state)
+
+    def add_event(self, run_id: str, event: EventLike, *, key: str | None = None) -> Event:
+        self._changed.add(_events(check_name("run id", run_id)))
+        return self._inner.add_event(run_id, event, **given(key=key))
+
+    def add_events(self, run_id: str, events: Sequence[EventLike]) -> list[Event]:
+        self._changed.add(_events(check_name("run id", run_id)))
+        return self._inner.add_events(run_id, events)
+
+    def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
+        return self._inner.get_events(run_id, limit, offset)
+
+    def watch_events(self, run_id: str, *, after: int = 0, timeout: float | None = None) -> Watch:
+        return self._inner.watch_events(run_id, after=after, timeout=timeout)
+
+    def subscribe(self, run_id: str, wake: Callable[[], object]) -> Subscription:
+        return self._inner.subscribe(run_id, wake)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Repository]:
+        with self._inner.transaction() as inner:
+            yield _Inside(inner, self._changed)
+
+    def stats(self) -> StoreStats:
+        return self._inner.stats()
+
+    def clear(self) -> None:
+        self._changed.add(_ALL)
+        self._inner.clear()
+
+    def ping(self) -> bool:
+        return self._inner.ping()
+
+    def close(self) -> None:
+        """Do nothing: the transaction's block ends it."""
+
+
+class _Missed:
+    """What Redis has not been told of; a bounded set."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._things: set[bytes] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._things)
+
+    def add(self, things: Collection[bytes]) -> None:
+        with self._lock:
+            self._things.update(things)
+            if len(self._things) > MOST_MISSED:
+                self._things = {_ALL}
+
+    def take(self) -> set[bytes]:
+        with self._lock:
+            things, self._things = self._things, set()
+            return things
+
+
+_ALL: Final = b"*"
+
+
+def _run(run_id: str) -> bytes:
+    return b":{" + _hash(run_id) + b"}:run"
+
+
+def _events(run_id: str) -> bytes:
+    return b":{" + _hash(run_id) + b"}:events"
+
+
+def _session(session_id: str) -> bytes:
+    return b":{" + _hash(session_id) + b"}:session"
+
+
+def _sibling(thing: bytes) -> bytes:
+    """Return what lives and dies with a thing: a run's events with the run, and the other way round."""
+    base, _, kind = thing.rpartition(b":")
+    return base + b":" + {b"run": b"events", b"events": b"run"}.get(kind, kind)
+
+
+def _hash(name: str) -> bytes:
+    return blake2b(name.encode(), digest_size=16).hexdigest().encode()
+
+
+def _get(link: Link, key: bytes, field: bytes) -> bytes | None:
+    from redis.exceptions import ResponseError  # noqa: PLC0415
+
+    try:
+        found: bytes | None = link.command("HGET", key, field)
+    except ResponseError as error:
+        if "WRONGTYPE" not in str(error):
+            raise
+        return b""  # garbage
+    return found
+
+
+def _decoded(decode: Callable[[bytes], T], value: bytes) -> tuple[T] | None:
+    """Return a value in a tuple; None where it is none of ours."""
+    try:
+        return (decode(value),)
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return None
+
+
+def _text_of(record: Run | Session) -> bytes:
+    """Return a record as text: version, time of the save, for a run of its creation, and its JSON."""
+    # The JSON of a run that came without a time of creation has none.
+    times = (record.updated_at, record.created_at if isinstance(record, Run) else None)
+    words = ["-" if time is None else time.isoformat() for time in times]
+    return " ".join((str(record.version or 0), *words, encode("cached record", record))).encode()
+
+
+def _record_of(kind: type[R], value: bytes) -> R:
+    version, updated_at, created_at, text = value.decode().split(" ", 3)
+    record = decode_record(kind, text, in_order=text[1] != " ")
+    record.__dict__["version"] = int(version) or None
+    record.__dict__["updated_at"] = None if updated_at == "-" else datetime.fromisoformat(updated_at)
+    if isinstance(record, Run) and "created_at" not in record.model_fields_set:
+        record.__dict__["created_at"] = datetime.fromisoformat(created_at)
+    return record
+
+
+def _run_of(value: bytes, run_id: str) -> Run:
+    run = _record_of(Run, value)
+    if run.run_id != run_id:
+        raise ValueError("another run")
+    return run
+
+
+def _session_of(value: bytes, session_id: str) -> Session:
+    session = _record_of(Session, value)
+    if session.id != session_id:
+        raise ValueError("another session")
+    return session
+
+
+def _text_of_status(run_id: str, status: str) -> bytes:
+    return to_json([run_id, status])
+
+
+def _status_in(value: bytes, run_id: str) -> str:
+    of, status = from_json(value)
+    if of != run_id:
+        raise ValueError("another run")
+    return check_name("status", status)
+
+
+def _text_of_page(run_id: str, events: Sequence[Event]) -> bytes:
+    lines = [to_json(run_id).decode()]
+    for event in events:
+        recorded_at = "-" if event.recorded_at is None else event.recorded_at.isoformat()
+        lines.append(f"{event.seq} {recorded_at} {encode('cached event', event)}")
+    return "\n".join(lines).encode()
+
+
+def _page_of(value: bytes, run_id: str, limit: int, offset: int) -> list[Event]:
+    first, *lines = value.decode().split("\n")
+    rows = []
+    for seq, line in enumerate(lines, offset + 1):
+        number, recorded_at, text = line.split(" ", 2)
+        if int(number) != seq:
+            raise ValueError("another page")
+        rows.append((seq, datetime.fromisoformat(recorded_at), text))
+    if from_json(first) != run_id or len(rows) > limit:
+        raise ValueError("another page")
+    return decode_events(rows) if rows else []
+
+
+def _escaped(prefix: bytes) -> bytes:
+    """Return a prefix as a pattern of SCAN that matches itself."""
+    return re.sub(rb"([*?\[\]\\^])", rb"\\\1", prefix)
+
+
+def _check_ttl(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MAX_TTL:
+        raise ConfigurationError(f"{name}={value!r}: seconds above 0, at most {MAX_TTL:g}, are wanted")
+    return float(value)

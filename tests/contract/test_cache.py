@@ -1,0 +1,63 @@
+"""The contract over the cache decorator, with and without a Redis that answers."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from acp_store import CachedRepository, Repository, open_repository
+from acp_store.testing import RepositoryContract
+from tests.contract.dict_backend import CompleteDictRepository, DictRepository
+from tests.servers import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+# Each server serves half of the combinations: what differs between them is looked at in tests/cache.
+ONE, OTHER = ["given_redis"] * 2 if os.environ.get("ACP_TEST_REDIS_URL") else ["redis", "valkey"]
+
+
+@pytest.mark.parametrize(("shared_url", "redis_url"), [("sqlite", ONE), ("postgresql", OTHER)], indirect=True)
+class TestAroundSQL(RepositoryContract):
+    """A SQLite file and PostgreSQL, opened with a cache by URL."""
+
+    @pytest.fixture
+    def repository(self, shared_url: str, redis_url: str) -> Iterator[Repository]:
+        with open_repository(shared_url, cache=redis_url) as repository:
+            repository.clear()
+            yield repository
+
+
+@pytest.mark.parametrize(
+    ("kind", "redis_url"), [(DictRepository, ONE), (CompleteDictRepository, OTHER)], indirect=["redis_url"]
+)
+class TestAroundACustomBackend(RepositoryContract):
+    """A user's own backend, the least and the most it can be."""
+
+    @pytest.fixture
+    def repository(self, kind: type[Repository], redis_url: str) -> Iterator[Repository]:
+        with CachedRepository(kind(), redis_url) as repository:
+            yield repository
+
+
+@pytest.mark.parametrize("redis_url", [ONE], indirect=True)
+class TestAroundItself(RepositoryContract):
+    """A cache around a cache: a decorator is a repository."""
+
+    @pytest.fixture
+    def repository(self, redis_url: str) -> Iterator[Repository]:
+        inner = CachedRepository(CompleteDictRepository(), redis_url, prefix="inner:")
+        with CachedRepository(inner, redis_url) as repository:
+            yield repository
+
+
+class TestWithoutRedis(RepositoryContract):
+    """Where nobody answers at the cache's URL, all is as without a cache."""
+
+    @pytest.fixture
+    def repository(self) -> Iterator[Repository]:
+        with open_repository("sqlite://", cache=f"redis://127.0.0.1:{free_port()}") as repository:
+            yield repository
