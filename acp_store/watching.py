@@ -145,7 +145,7 @@ class Tail:
         self._timeout = None if timeout is None else check_seconds("timeout", timeout)
         self._patience = patience
         self._interval = FIRST_POLL
-        self._at_once = True
+        self._next_look = 0.0
         self._existed = False
         self._delivered = False
         self._had_last_word = False
@@ -195,16 +195,7 @@ class Tail:
 
     def pause(self) -> float:
         """Return the seconds until the next `read`, unless a wake-up comes before."""
-        if self._at_once:
-            return 0.0
-        wait = self._interval
-        if self._quiet_since is not None:
-            now = time.monotonic()
-            if self._timeout is not None:
-                wait = min(wait, self._quiet_since + self._timeout - now)
-            if self._over_since is not None:
-                wait = min(wait, max(self._over_since, self._quiet_since) + LAST_WORD_SECONDS - now)
-        return max(wait, 0.0)
+        return max(self._next_look - time.monotonic(), 0.0)
 
     def _is_last_word(self, events: list[Event]) -> bool:
         self._had_last_word = self._had_last_word or any(event.type in _TERMINAL_EVENTS for event in events)
@@ -236,13 +227,22 @@ class Tail:
 
     def _plan(self, found: int, *, woken: bool, hears_all: bool) -> None:
         slowest = SLOWEST_HINTED_POLL if hears_all else SLOWEST_POLL
-        self._at_once = found == PAGE or (self._had_last_word and self._over_since is not None)
         if woken and hears_all:
             self._interval = slowest
         elif found:
             self._interval = FIRST_POLL
         else:
             self._interval = min(self._interval * 2, slowest)
+        if found == PAGE or (self._had_last_word and self._over_since is not None):
+            self._next_look = 0.0
+            return
+        self._next_look = time.monotonic() + self._interval
+        if self._quiet_since is not None:
+            if self._timeout is not None:
+                self._next_look = min(self._next_look, self._quiet_since + self._timeout)
+            if self._over_since is not None:
+                last_word = max(self._over_since, self._quiet_since) + LAST_WORD_SECONDS
+                self._next_look = min(self._next_look, last_word)
 
     def _is_past(self, since: float, limit: float | None) -> bool:
         return limit is not None and time.monotonic() - since >= limit

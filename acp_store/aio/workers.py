@@ -15,7 +15,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias, TypeVar
 from weakref import WeakSet
 
-from acp_store.errors import AcpStoreError, BackendUnavailableError, ClosedError
+from acp_store.errors import AcpStoreError, BackendUnavailableError, ClosedError, ConfigurationError
 from acp_store.forks import tell_of_forks
 from acp_store.repository import Limits
 
@@ -103,19 +103,28 @@ class Line:
         self._entered: dict[int, AbstractContextManager[Any]] = {}
         self._lock = threading.Lock()
         self._ended = False
+        self._closed = False
 
     def submit(self, call: Call[T]) -> Call[T]:
-        """Have a call run."""
+        """Have a call run.
+
+        Raises:
+            ConfigurationError: The transaction has ended.
+            ClosedError: It was ended by closing the repository.
+        """
         with self._lock:
+            if self._closed:
+                raise ClosedError("this repository is closed: open another")
             if self._ended:
-                raise ClosedError("this transaction has ended: its repository is of no use outside of the block")
+                raise ConfigurationError("this transaction has ended: its repository is of no use outside of the block")
             self.queue.put(call)
         return call
 
-    def end(self) -> None:
+    def end(self, *, closed: bool = False) -> None:
         """Let the worker go, after what waits here."""
         with self._lock:
             self._ended = True
+            self._closed = self._closed or closed
             self.queue.put(None)
 
     def enter(self, place: int, make: Callable[[], AbstractContextManager[T]]) -> T:
@@ -203,7 +212,7 @@ class Workers:
             self._fail_waiting(self._queue)
             for line in self._lines:
                 self._fail_waiting(line.queue)
-                line.end()
+                line.end(closed=True)
             for _ in threads:
                 self._queue.put(None)
         return threads

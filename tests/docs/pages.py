@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["PAGES", "ROOT", "Block", "blocks_of"]
+__all__ = ["PAGES", "ROOT", "SERVE", "Block", "blocks_of"]
 
 ROOT: Final = Path(__file__).parents[2]
 PAGES: Final = {
     str(path.relative_to(ROOT)): path for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 }
+SERVE: Final = "uvicorn sse:app --timeout-graceful-shutdown 3"
+"""How the page on Server-Sent Events has its server started."""
 
 _FENCED: Final = re.compile(
     r"^(?:<!-- (?P<mark>.+?) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE

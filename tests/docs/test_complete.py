@@ -14,7 +14,15 @@ import pytest
 from pydantic import BaseModel
 
 import acp_store
-from acp_store import Repository, SQLRepository, errors, migrate, open_repository
+from acp_store import (
+    AsyncRepository,
+    Repository,
+    SQLRepository,
+    errors,
+    migrate,
+    open_async_repository,
+    open_repository,
+)
 from acp_store.models import Base
 from tests.docs.pages import PAGES, ROOT
 
@@ -23,7 +31,14 @@ if TYPE_CHECKING:
 
 REFERENCE: Final = ROOT / "docs" / "reference"
 # The sources of facts; anything else would have to be reached by who only wants to install or read.
-HOSTS_IN_DOCS: Final = {"keepachangelog.com", "localhost", "semver.org", "www.sqlite.org", "www.postgresql.org"}
+HOSTS_IN_DOCS: Final = {
+    "html.spec.whatwg.org",
+    "keepachangelog.com",
+    "localhost",
+    "semver.org",
+    "www.sqlite.org",
+    "www.postgresql.org",
+}
 
 
 def text_of(name: str) -> str:
@@ -61,8 +76,32 @@ def public_methods(kind: type) -> dict[str, Callable[..., Any]]:
     }
 
 
+def result_of(method: Callable[..., Any]) -> str:
+    """What a method returns, or what awaiting it gives."""
+    return str(inspect.signature(method).return_annotation)
+
+
+def only_async() -> dict[str, Callable[..., Any]]:
+    """The methods of an AsyncRepository that are not a method of a Repository, awaited."""
+    lifted = public_methods(Repository)
+    return {
+        name: method
+        for name, method in public_methods(AsyncRepository).items()
+        if name not in lifted or result_of(method) != result_of(lifted[name])
+    }
+
+
+def properties(kind: type) -> list[str]:
+    """The properties a class defines itself."""
+    return [name for name, value in vars(kind).items() if isinstance(value, property) and not name.startswith("_")]
+
+
 def signatures() -> list[str]:
-    found = [shown(open_repository, "open_repository"), shown(SQLRepository, "SQLRepository")]
+    found = [
+        shown(value, value.__name__)
+        for value in (open_repository, open_async_repository, SQLRepository, AsyncRepository)
+    ]
+    found += [shown(method, f"AsyncRepository.{name}") for name, method in only_async().items()]
     found += [shown(method, name) for name, method in public_methods(Repository).items()]
     found += [
         shown(method, f"SQLRepository.{name}")
@@ -84,6 +123,29 @@ def signatures() -> list[str]:
 def test_every_method_is_documented(signature: str) -> None:
     """The reference shows each public function and method with all its options and their defaults."""
     assert f"`{signature}`" in text_of("api")
+
+
+def test_what_is_only_async_is_known() -> None:
+    """A method that is only of an AsyncRepository, or returns something else there, has a place of its own."""
+    assert set(only_async()) == {"watch_events", "transaction", "aclose"}
+
+
+@pytest.mark.parametrize(
+    "heading",
+    [
+        *properties(Repository),
+        *(f"AsyncRepository.{name}" for name in properties(AsyncRepository) if name not in properties(Repository)),
+    ],
+)
+def test_every_property_is_documented(heading: str) -> None:
+    """The reference has a place for each property of a repository, and for those that only an AsyncRepository has."""
+    assert section("api", heading)
+
+
+@pytest.mark.parametrize("option", [*inspect.signature(SQLRepository).parameters])
+def test_every_option_is_documented(option: str) -> None:
+    """The reference tells what each option of a repository means."""
+    assert re.search(rf"^\| `{option}` \| ", section("api", shown(SQLRepository, "SQLRepository")), re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", [*acp_store.__all__, *migrate.__all__])

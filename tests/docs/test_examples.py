@@ -13,6 +13,7 @@ A page is read in a fresh copy of what a checkout has at its top, with the proje
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import doctest
 import io
@@ -30,16 +31,21 @@ from psycopg.types.json import set_json_loads
 from sqlalchemy import Engine, create_engine, make_url
 from sqlalchemy.exc import DBAPIError
 
-from acp_store import Repository, open_repository
-from tests.docs.pages import PAGES, ROOT, Block, blocks_of
+from acp_store import AsyncRepository, Repository, open_repository
+from tests.docs.pages import PAGES, ROOT, SERVE, Block, blocks_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _IN_A_CHECKOUT: Final = ("Makefile", "README.md", "LICENSE", "alembic.ini", "constraints.txt", "pyproject.toml")
 _SHOWN_URL: Final = re.compile(r"(postgresql(?:\+psycopg)?)://postgres(:[^@\s'\"]*)?@localhost/acp\b")
-# What a page tells people to run and a test of it cannot: the suite would run itself.
-_INSTEAD: Final = {"make test": "make test ARGS=--version", "make lint": "make lint --dry-run"}
+# What a page tells people to run and a test of it cannot: the suite would run itself, a server does
+# not end. `test_sse` runs that one.
+_INSTEAD: Final = {
+    "make test": "make test ARGS=--version",
+    "make lint": "make lint --dry-run",
+    SERVE: f"{SERVE} --help && python -c 'import sse'",
+}
 _FLAGS: Final = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 WITH_EXAMPLES: Final = [name for name, path in PAGES.items() if blocks_of(path)]
@@ -127,6 +133,8 @@ class Reader:
                 value.dispose()
             elif isinstance(value, Repository):
                 value.close()
+            elif isinstance(value, AsyncRepository):
+                asyncio.run(value.aclose())
 
     def _python(self, block: Block) -> str:
         # Empty lines in front, so that a traceback names the page's own lines.

@@ -20,7 +20,7 @@ from acp_store import (
 )
 from tests.proxy import Direction, Proxy, without_notifications
 from tests.servers import connect, wait_until
-from tests.sql.test_watchers import Follower, hears
+from tests.sql.test_watchers import Follower, append_surely, hears
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -146,13 +146,7 @@ def test_watchers_go_on_after_a_cut(line: Proxy, url: str) -> None:
         followers = [Follower(repository, "run", 60) for _ in range(4)]
         for cut in range(6):
             for number in range(10):
-                key = f"{cut}-{number}"
-                while True:
-                    try:
-                        repository.add_event("run", EVENT, key=key)
-                    except BackendUnavailableError:
-                        continue
-                    break
+                append_surely(repository, key=f"{cut}-{number}")
                 if number == 5:
                     line.cut()
         assert [follower.result() for follower in followers] == [list(range(1, 61))] * 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -42,6 +43,10 @@ def _write(db: ORMSession) -> None:
     repository.add_events("r", [{"type": "two"}, {"type": "three"}])
     repository.append_messages("s", [Message.user("hi")])
     repository.close()
+
+
+def _append(event_type: str, db: ORMSession) -> None:
+    SQLRepository(db).add_event("r", {"type": event_type})
 
 
 def _provoke_errors(db: ORMSession) -> None:
@@ -84,7 +89,7 @@ def test_an_async_session_keeps_its_transaction(file_url: str, commit: bool) -> 
 
 
 def test_an_async_session_survives_conflicts(file_url: str) -> None:
-    """After conflicts, bad input and an inner transaction that was undone, the host's transaction goes on and commits."""
+    """After conflicts, bad input and an inner transaction that was undone, the host goes on and commits."""
 
     async def host() -> int:
         async with _host(file_url) as engine:
@@ -131,7 +136,7 @@ def test_a_watcher_finds_what_a_host_commits(file_url: str) -> None:
         async with _host(file_url) as engine:
             for ending in ("undone", "kept"):
                 async with AsyncSession(engine) as db:
-                    await db.run_sync(lambda db, ending=ending: SQLRepository(db).add_event("r", {"type": ending}))
+                    await db.run_sync(partial(_append, ending))
                     await (db.commit() if ending == "kept" else db.rollback())
 
     with open_repository(file_url) as repository, ThreadPoolExecutor(1) as pool:

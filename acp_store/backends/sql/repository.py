@@ -90,6 +90,11 @@ class SQLRepository(Repository):
             bind = self._owned = create_engine(bind, options)
             if in_memory(bind):
                 _upgrade(bind, None)
+        elif not isinstance(bind, (Engine, Connection, ORMSession)):
+            raise ConfigurationError(
+                f"a URL, Engine, Connection or orm Session is wanted, not {type(bind).__name__}; of an AsyncSession "
+                "or AsyncConnection named db: await db.run_sync(lambda db: SQLRepository(db).get_run(...))"
+            )
         self._dialect: SQLDialect = dialect_of(bind)
         check_schema(self._dialect, schema)
         notify = _switch("notify", notify)
