@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 from uuid import UUID
 
 from pydantic_core import from_json, to_json
@@ -66,6 +66,19 @@ def check_count(what: str, value: object) -> int:
     if not 0 <= value <= MAX_COUNT:
         raise PayloadError(f"{what} must be between 0 and {MAX_COUNT}")
     return value
+
+
+def check_noun(noun: object) -> Literal["runs", "sessions"]:
+    """Return what ids are listed of, if it is one of the two.
+
+    Raises:
+        PayloadError: It is neither.
+    """
+    if noun == "runs":
+        return "runs"
+    if noun == "sessions":
+        return "sessions"
+    raise PayloadError(f"ids are of runs or of sessions, not of {noun!r}")
 
 
 def check_seconds(what: str, value: object) -> float:

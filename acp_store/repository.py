@@ -29,12 +29,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, StrEnum
 from types import TracebackType
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, Literal, Self, TypeAlias
 
 from pydantic import BaseModel
 
 from acp_store.errors import ConflictError, UnsupportedError
-from acp_store.records import Event, Message, Run, RunPage, Session, StoreStats, as_record
+from acp_store.records import Event, IdPage, Message, Run, RunPage, Session, StoreStats, as_record
 from acp_store.watching import Subscription, Tail, Watch
 
 __all__ = [
@@ -107,6 +107,8 @@ class Capability(StrEnum):
     """`transaction` makes several calls one: all or nothing."""
     CLEAR = "clear"
     """`clear` and `stats` work."""
+    IDS = "ids"
+    """`list_ids` works, so that all there is can be copied."""
     CONCURRENT_WRITERS = "concurrent_writers"
     """Several threads may use it at once, as the law says. Only a repository that shares one
     connection with its caller leaves this out: it serves one thread at a time."""
@@ -125,6 +127,7 @@ _DECLARED_BY_METHOD: Final = {
     Capability.ATOMIC_BATCHES: "add_events",
     Capability.TRANSACTIONS: "transaction",
     Capability.CLEAR: "clear",
+    Capability.IDS: "list_ids",
 }
 
 
@@ -142,7 +145,7 @@ class Repository(ABC):
 
         By default read off the class: a parameter that an implementation takes (`expected_version`,
         `force`, `key`, `status`, `cursor`) and a method that it overrides (`add_events`,
-        `transaction`, `clear`) are promises. `TERMINAL_GUARD` is promised by `expected_version` as
+        `transaction`, `clear`, `list_ids`) are promises. `TERMINAL_GUARD` is promised by `expected_version` as
         by `force`: a `save_run` that compares with what is stored can also see that a run is over,
         while the seed's ``save_run(run)`` cannot be held to it. `COPIES` and `STRICT_INPUT` show in
         no signature, and `CONCURRENT_WRITERS` is taken for granted. A class that means it otherwise,
@@ -302,6 +305,28 @@ class Repository(ABC):
         """
         run = self.get_run(run_id)
         return None if run is None else run.status
+
+    def list_ids(
+        self,
+        noun: Literal["runs", "sessions"],  # noqa: ARG002
+        *,
+        limit: int = 1000,  # noqa: ARG002
+        cursor: str | None = None,  # noqa: ARG002
+    ) -> IdPage:
+        """Return ids of all runs, those that have only events too, or of all sessions.
+
+        Page after page, each id that is there all the time comes once; one that comes or goes
+        meanwhile may be left out.
+
+        Args:
+            noun: ``runs`` or ``sessions``.
+            limit: How many to return at most; a page may have fewer, even none, and not be the last.
+            cursor: `IdPage.next_cursor` of the page before.
+
+        Raises:
+            UnsupportedError: The backend cannot list them (`Capability.IDS`).
+        """
+        raise UnsupportedError(f"{type(self).__name__} cannot list ids (Capability.IDS)")
 
     def watch_events(self, run_id: str, *, after: int = 0, timeout: float | None = None) -> Watch:
         """Follow a run: return an iterator over its events, those that are stored and those to come.

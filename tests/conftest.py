@@ -1,7 +1,8 @@
 """Databases for the tests, of which each test gets its own.
 
 PostgreSQL is a private server for the run, or the one named by ``ACP_TEST_POSTGRES_URL``, which must
-answer. No test is skipped because a server is missing.
+answer. So are Redis and Valkey, and ``ACP_TEST_REDIS_URL`` names one that stands for both. No test is
+skipped because a server is missing.
 """
 
 from __future__ import annotations
@@ -20,7 +21,16 @@ import hypothesis
 import pytest
 from psycopg import sql
 
-from tests.servers import GivenPostgres, Postgres, connect
+from tests.servers import (
+    REDIS_DATABASES,
+    GivenPostgres,
+    GivenRedis,
+    Postgres,
+    Redis,
+    RedisCluster,
+    connect,
+    empty_redis_database,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,6 +103,54 @@ def own_postgres(unused_postgres: Postgres) -> Iterator[Postgres]:
     """A server of the test's own, running, that it may kill, restart or freeze."""
     with Postgres(unused_postgres) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[Redis]:
+    """The run's Redis server; do not disturb it, see `own_redis`."""
+    with Redis("redis") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[Redis]:
+    """The run's Valkey server; do not disturb it, see `own_redis`."""
+    with Redis("valkey") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def given_redis() -> GivenRedis:
+    """The server that `ACP_TEST_REDIS_URL` names, and of its databases those for this process."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    given = GivenRedis(os.environ["ACP_TEST_REDIS_URL"], range(REDIS_DATABASES)[worker::workers])
+    given.require()
+    return given
+
+
+@pytest.fixture(params=["given_redis"] if os.environ.get("ACP_TEST_REDIS_URL") else ["redis", "valkey"])
+def redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """An empty database of each server that speaks Redis's protocol; what a test leaves there is removed."""
+    with empty_redis_database(request.getfixturevalue(request.param)) as url:
+        yield url
+
+
+@pytest.fixture
+def own_redis(request: pytest.FixtureRequest) -> Iterator[Redis]:
+    """A server of the test's own, running, that it may kill, restart or freeze.
+
+    It is a Redis; `pytest.mark.parametrize("own_redis", ["valkey"], indirect=True)` asks for another flavour.
+    """
+    with Redis(getattr(request, "param", "redis")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_cluster() -> Iterator[RedisCluster]:
+    """The run's cluster, for tests that leave it working and empty."""
+    with RedisCluster() as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

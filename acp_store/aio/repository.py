@@ -8,12 +8,12 @@ from datetime import datetime
 from functools import partial
 from threading import Thread
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, Literal, ParamSpec, Self, TypeVar
 from weakref import WeakSet, finalize
 
 from acp_store.aio.watch import AsyncWatch
 from acp_store.aio.workers import Call, Line, Workers
-from acp_store.records import Event, Run, RunPage, Session, StoreStats
+from acp_store.records import Event, IdPage, Run, RunPage, Session, StoreStats
 from acp_store.repository import (
     UNSET,
     Capability,
@@ -109,6 +109,11 @@ class AsyncRepository:
             total=None if total else False,
         )
         return await self._call(self._inner.list_runs, **filters, limit=limit, offset=offset)
+
+    async def list_ids(
+        self, noun: Literal["runs", "sessions"], *, limit: int = 1000, cursor: str | None = None
+    ) -> IdPage:
+        return await self._call(self._inner.list_ids, noun, limit=limit, cursor=cursor)
 
     async def get_session(self, session_id: str) -> Session | None:
         return await self._call(self._inner.get_session, session_id)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 
 from pydantic_core import from_json, to_json
 
@@ -22,7 +22,7 @@ from acp_store.codec import decode_events, decode_record, encode
 from acp_store.decorators import fence
 from acp_store.decorators.line import AwayError, Line, Link, Script
 from acp_store.errors import ConfigurationError, OutcomeUnknownError, PayloadError
-from acp_store.records import TERMINAL_STATUSES, Event, Run, RunPage, Session, StoreStats, as_record
+from acp_store.records import TERMINAL_STATUSES, Event, IdPage, Run, RunPage, Session, StoreStats, as_record
 from acp_store.repository import (
     UNSET,
     Capability,
@@ -206,6 +206,9 @@ class CachedRepository(Repository):
             total=None if total else False,
         )
         return self._inner.list_runs(**filters, limit=limit, offset=offset)
+
+    def list_ids(self, noun: Literal["runs", "sessions"], *, limit: int = 1000, cursor: str | None = None) -> IdPage:
+        return self._inner.list_ids(noun, limit=limit, cursor=cursor)
 
     def watch_events(self, run_id: str, *, after: int = 0, timeout: float | None = None) -> Watch:
         return self._inner.watch_events(run_id, after=after, timeout=timeout)
@@ -515,6 +518,9 @@ class _Inside(Repository):
 
     def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
         return self._inner.get_events(run_id, limit, offset)
+
+    def list_ids(self, noun: Literal["runs", "sessions"], *, limit: int = 1000, cursor: str | None = None) -> IdPage:
+        return self._inner.list_ids(noun, limit=limit, cursor=cursor)
 
     def watch_events(self, run_id: str, *, after: int = 0, timeout: float | None = None) -> Watch:
         return self._inner.watch_events(run_id, after=after, timeout=timeout)

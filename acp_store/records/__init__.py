@@ -30,7 +30,7 @@ from acp_store.records.event import (
 from acp_store.records.message import CitationMetadata, Message, MessagePart, TrajectoryMetadata
 from acp_store.records.run import TERMINAL_STATUSES, Error, Run, RunPage, RunStatus
 from acp_store.records.session import Session
-from acp_store.records.stats import StoreStats
+from acp_store.records.stats import IdPage, StoreStats
 
 __all__ = [
     "TERMINAL_STATUSES",
@@ -40,6 +40,7 @@ __all__ = [
     "ErrorEvent",
     "Event",
     "GenericEvent",
+    "IdPage",
     "Message",
     "MessageCompletedEvent",
     "MessageCreatedEvent",

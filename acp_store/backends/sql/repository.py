@@ -22,7 +22,7 @@ from acp_store.backends.sql.mapping import (
     values_of_session,
 )
 from acp_store.backends.sql.revision import require_current
-from acp_store.checks import MAX_COUNT, check_count, check_name, check_time, cursor_of, parse_cursor
+from acp_store.checks import MAX_COUNT, check_count, check_name, check_noun, check_time, cursor_of, parse_cursor
 from acp_store.codec import decode_events, encode, same_value
 from acp_store.errors import AcpStoreError, ConfigurationError, ConflictError
 from acp_store.models import (
@@ -33,7 +33,7 @@ from acp_store.models import (
     SessionMessageRow,
     SessionRow,
 )
-from acp_store.records import Event, Message, Run, RunPage, Session, StoreStats, as_event, as_record
+from acp_store.records import Event, IdPage, Message, Run, RunPage, Session, StoreStats, as_event, as_record
 from acp_store.repository import (
     UNSET,
     Capability,
@@ -193,6 +193,14 @@ class SQLRepository(Repository):
             return RunPage(runs, count, next_cursor)
         count = self._bind.read(prepare(statements.count_runs, filters), values)[0][0] if total else None
         return RunPage([], count)
+
+    def list_ids(self, noun: Literal["runs", "sessions"], *, limit: int = 1000, cursor: str | None = None) -> IdPage:
+        build = {"runs": statements.list_run_ids, "sessions": statements.list_session_ids}[check_noun(noun)]
+        values: dict[str, Any] = {"limit": min(check_count("limit", limit), MAX_COUNT - 1) + 1}
+        if cursor is not None:
+            values["after"] = check_name("cursor", cursor)
+        ids = [row[0] for row in self._bind.read(self._bind.prepare(build, cursor is not None), values)]
+        return IdPage(ids[:limit], ids[limit - 1] if 0 < limit < len(ids) else None)
 
     def get_session(self, session_id: str) -> Session | None:
         values = {"session_id": check_name("session id", session_id)}

@@ -24,6 +24,7 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    union,
     update,
 )
 
@@ -192,6 +193,27 @@ def delete_all(table: type[Base]) -> Executable:
 def count_rows(table: type[Base]) -> Executable:
     """Count a table's rows."""
     return select(func.count()).select_from(table)
+
+
+def list_run_ids(after: bool) -> Executable:
+    """Read ids of runs, and of those that have only events, in order."""
+    limit = bindparam("limit", type_=BigInteger)
+    parts = []
+    for column in (RunRow.run_id, EventHeadRow.run_id):
+        part = select(column.label("id"))
+        if after:
+            part = part.where(column > _name("after"))
+        parts.append(select(part.order_by(column).limit(limit).subquery().c.id))
+    ids = union(*parts).subquery()
+    return select(ids.c.id).order_by(ids.c.id).limit(limit)
+
+
+def list_session_ids(after: bool) -> Executable:
+    """Read ids of sessions in order."""
+    statement = select(SessionRow.session_id).order_by(SessionRow.session_id)
+    if after:
+        statement = statement.where(SessionRow.session_id > _name("after"))
+    return statement.limit(bindparam("limit", type_=BigInteger))
 
 
 def count_by_status() -> Executable:

