@@ -44,6 +44,7 @@ from acp_store.repository import UNSET, Capability, Limits, Repository
 
 if TYPE_CHECKING:
     from acp_store.aio import AsyncRepository
+    from acp_store.backends.redis import RedisRepository
     from acp_store.backends.sql.repository import SQLRepository
     from acp_store.connect import open_async_repository, open_repository
     from acp_store.decorators.cache import CachedRepository, CacheStats
@@ -76,6 +77,7 @@ __all__ = [
     "MissingExtraError",
     "OutcomeUnknownError",
     "PayloadError",
+    "RedisRepository",
     "Repository",
     "Run",
     "RunAwaitingEvent",
@@ -102,6 +104,7 @@ _LAZY = {
     "AsyncRepository": "acp_store.aio",
     "CacheStats": "acp_store.decorators.cache",
     "CachedRepository": "acp_store.decorators.cache",
+    "RedisRepository": "acp_store.backends.redis",
     "SQLRepository": "acp_store.backends.sql.repository",
     "open_async_repository": "acp_store.connect",
     "open_repository": "acp_store.connect",

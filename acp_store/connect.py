@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import os
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from acp_store.aio import AsyncRepository
+from acp_store.backends.redis import RedisRepository
 from acp_store.backends.sql.engine import DEFAULT_URL
+from acp_store.backends.sql.engine import printable_url as printable_sql_url
 from acp_store.backends.sql.repository import SQLRepository
 from acp_store.decorators.cache import CachedRepository
 from acp_store.errors import ConfigurationError
 from acp_store.repository import Repository
 
-__all__ = ["open_async_repository", "open_repository", "resolve_url"]
+__all__ = ["open_async_repository", "open_repository", "printable_url", "resolve_url"]
 
 _logger = logging.getLogger("acp_store")
 
@@ -25,11 +28,12 @@ def open_repository(
 
     Args:
         url: ``sqlite://`` (in memory, the schema is created), ``sqlite:///file``, ``postgresql://``,
-            ``postgres://`` or ``postgresql+psycopg://``. None takes ``$DATABASE_URL``, else
-            ``sqlite:///acp.db``.
+            ``postgres://`` or ``postgresql+psycopg://``; or ``redis://``, ``rediss://`` or another of
+            `RedisRepository`. None takes ``$DATABASE_URL``, else ``sqlite:///acp.db``.
         cache: A Redis URL, or True for ``$REDIS_URL``: wrap it in a `CachedRepository`.
         upgrade: Bring the schema to this version's revision first.
-        **options: As `SQLRepository` takes them: `schema`, `timeout`, `pool_size`, `notify`.
+        **options: As `SQLRepository` takes them: `schema`, `timeout`, `pool_size`, `notify`; or as
+            `RedisRepository` does: `ttl`, `prefix`, `timeout`, `pool_size`.
 
     Raises:
         SchemaError: The database's tables are absent, older or newer, and `upgrade` is false.
@@ -38,9 +42,11 @@ def open_repository(
         MissingExtraError: A cache is wanted, and redis-py is not installed.
     """
     cache_url = _resolve_cache(cache)
-    repository = SQLRepository(resolve_url(url), **options)
+    url = resolve_url(url)
+    repository = RedisRepository(url, **options) if _is_redis(url) else SQLRepository(url, **options)
     try:
-        repository.require_schema(upgrade=upgrade)
+        if isinstance(repository, SQLRepository):
+            repository.require_schema(upgrade=upgrade)
         return repository if cache_url is None else CachedRepository(repository, cache_url)
     except BaseException:
         repository.close()
@@ -75,6 +81,23 @@ def resolve_url(url: str | None) -> str:
         url = DEFAULT_URL
         _logger.info("no URL given and DATABASE_URL is not set: using %s", url)
     return url
+
+
+def printable_url(url: str) -> str:
+    """Return a URL as it may be shown: without a password, wherever in it that stood.
+
+    Raises:
+        ConfigurationError: The URL cannot be used.
+    """
+    if not _is_redis(url):
+        return printable_sql_url(url)
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def _is_redis(url: object) -> bool:
+    return isinstance(url, str) and url.partition("://")[0].partition("+")[0] in {"redis", "rediss", "unix"}
 
 
 def _resolve_cache(cache: str | bool | None) -> str | None:

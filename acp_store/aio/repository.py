@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from functools import partial
-from threading import Thread
+from threading import Lock, Thread
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar
 from weakref import WeakSet, finalize
 
 from acp_store.aio.watch import AsyncWatch
 from acp_store.aio.workers import Call, Line, Workers
+from acp_store.errors import AcpStoreError
 from acp_store.records import Event, IdPage, Run, RunPage, Session, StoreStats
 from acp_store.repository import (
     UNSET,
@@ -53,7 +54,7 @@ class AsyncRepository:
     def __init__(self, inner: Repository) -> None:
         self._inner = inner
         self._workers = Workers(inner.limits)
-        self._watches: WeakSet[AsyncWatch] = WeakSet()
+        self._watches = _Watches()
         self._line: Line | None = None
         finalize(self, self._workers.stop)
 
@@ -113,7 +114,7 @@ class AsyncRepository:
     async def list_ids(
         self, noun: Literal["runs", "sessions"], *, limit: int = 1000, cursor: str | None = None
     ) -> IdPage:
-        return await self._call(self._inner.list_ids, noun, limit=limit, cursor=cursor)
+        return await self._call(self._inner.list_ids, noun, limit=limit, **given(cursor=cursor))
 
     async def get_session(self, session_id: str) -> Session | None:
         return await self._call(self._inner.get_session, session_id)
@@ -174,7 +175,10 @@ class AsyncRepository:
         return await self._call(self._inner.clear)
 
     async def ping(self) -> bool:
-        return await self._call(self._inner.ping)
+        try:
+            return await self._call(self._inner.ping)
+        except AcpStoreError:
+            return False
 
     async def aclose(self) -> None:
         """Close the inner repository and end the threads. May be called again; other calls then fail.
@@ -185,7 +189,7 @@ class AsyncRepository:
         if self._line is not None:
             return
         threads = self._workers.stop()
-        for watch in list(self._watches):
+        for watch in self._watches.all():
             watch.wake()
         closing = Call(partial(_close, threads, self._inner), sure=True)
         closer = Thread(target=closing.run, name="acp-store-close", daemon=True)
@@ -208,6 +212,22 @@ class AsyncRepository:
 
     def _run(self, call: Call[T]) -> Call[T]:
         return self._workers.submit(call) if self._line is None else self._line.submit(call)
+
+
+class _Watches:
+    """Those that may have to be woken, as long as somebody holds them."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._watches: WeakSet[AsyncWatch] = WeakSet()
+
+    def add(self, watch: AsyncWatch) -> None:
+        with self._lock:
+            self._watches.add(watch)
+
+    def all(self) -> list[AsyncWatch]:
+        with self._lock:
+            return list(self._watches)
 
 
 class _Transaction(AbstractAsyncContextManager[AsyncRepository]):
@@ -241,6 +261,9 @@ class _Transaction(AbstractAsyncContextManager[AsyncRepository]):
 
     async def _leave(self, error: BaseException | None) -> bool:
         assert self._line is not None  # noqa: S101
+        if isinstance(error, GeneratorExit):  # the task is destroyed and can wait for nothing: see `Line.abandon`
+            self._line.end()
+            return False
         try:
             return await self._line.submit(Call(partial(self._line.leave, id(self), error), sure=True))
         finally:

@@ -7,6 +7,7 @@ gets its CancelledError when the call has ended, not before: nothing goes on beh
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
@@ -15,13 +16,15 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias, TypeVar
 from weakref import WeakSet
 
-from acp_store.errors import AcpStoreError, BackendUnavailableError, ClosedError, ConfigurationError
+from acp_store.errors import BackendUnavailableError, ClosedError, ConfigurationError
 from acp_store.forks import tell_of_forks
 from acp_store.repository import Limits
 
 __all__ = ["Call", "Line", "Workers"]
 
 T = TypeVar("T")
+_logger = logging.getLogger("acp_store")
+
 Queue: TypeAlias = "SimpleQueue[Call[Any] | None]"
 
 
@@ -145,8 +148,12 @@ class Line:
     def abandon(self) -> None:
         """Undo, in the worker, what nobody will leave any more."""
         for place in reversed(list(self._entered)):
-            with suppress(AcpStoreError):
+            try:
                 self.leave(place, ClosedError("the transaction was abandoned"))
+            except ClosedError:
+                continue
+            except Exception:  # whatever it is, the worker lives on
+                _logger.exception("a transaction that was abandoned could not be undone")
 
 
 class Workers:
@@ -196,12 +203,13 @@ class Workers:
         line = Line()
         call: Call[None] = Call(lambda: None)
         call.line = line
+        with self._lock:
+            self._lines.add(line)
         try:
             await self.submit(call)
         except BaseException:
             line.end()
             raise
-        self._lines.add(line)
         return line
 
     def stop(self) -> list[threading.Thread]:

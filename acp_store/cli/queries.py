@@ -263,7 +263,7 @@ def ping(
 
     Exits with 0 if it gives one and its tables are of this version.
     """
-    from acp_store.backends.sql.engine import printable_url
+    from acp_store.connect import printable_url
 
     with shared.open(timeout=timeout) as repository:
         start = time.perf_counter()

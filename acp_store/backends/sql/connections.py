@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from threading import Lock
 from typing import Any
 from weakref import WeakSet, finalize
 
@@ -35,6 +36,7 @@ class PoolBind:
         self._dialect = dialect
         self._owned = options is not None
         self._closed = False
+        self._lock = Lock()
         self._subscriptions: WeakSet[Subscription] = WeakSet()
         self._notifier, give_back = dialect.take_notifier(engine, options, notify=notify)
         self._give_back = finalize(self, give_back, wait=False)
@@ -44,10 +46,12 @@ class PoolBind:
     def close(self) -> None:
         """Refuse calls from now on, end those who wait for an event, and close our own pool's connections."""
         self._closed = True
-        for subscription in list(self._subscriptions):
+        with self._lock:
+            subscriptions = list(self._subscriptions)
+            if self._owned:
+                self._engine.dispose()
+        for subscription in subscriptions:
             subscription.wake()
-        if self._owned:
-            self._engine.dispose()
         if (parts := self._give_back.detach()) is not None:
             _, give_back, _, _ = parts
             give_back()
@@ -57,6 +61,7 @@ class PoolBind:
             self._dialect.before_fork(self._engine)
 
     def after_fork(self) -> None:
+        self._lock = Lock()
         if self._owned:
             self._dialect.after_fork(self._engine)
 
@@ -65,7 +70,8 @@ class PoolBind:
 
     def subscribe(self, run_id: str, wake: Callable[[], object]) -> Subscription:
         subscription = self._notifier.subscribe(run_id, wake)
-        self._subscriptions.add(subscription)
+        with self._lock:
+            self._subscriptions.add(subscription)
         return subscription
 
     def read(self, statement: Prepared, values: Values) -> list[Row]:

@@ -27,7 +27,10 @@ __all__ = [
 ]
 
 DEFAULT_URL: Final = "sqlite:///acp.db"
-ACCEPTED_URLS: Final = "sqlite:// (in memory), sqlite:///file, postgresql://, postgres://, postgresql+psycopg://"
+ACCEPTED_URLS: Final = (
+    "sqlite:// (in memory), sqlite:///file, postgresql://, postgres://, postgresql+psycopg://; "
+    "and by open_repository redis:// and rediss://"
+)
 
 _DRIVERS: Final = {
     "sqlite": "sqlite+pysqlite",
