@@ -194,21 +194,12 @@ def loop() -> Iterator[Loop]:
     loop.close()
 
 
-class TestInMemory(RepositoryContract):
-    """SQLite in memory."""
+class TestPostgreSQL(RepositoryContract):
+    """The SQL repository; what is lifted is the same on SQLite."""
 
     @pytest.fixture
-    def repository(self, loop: Loop) -> Iterator[Repository]:
-        with Awaited(open_async_repository("sqlite://"), loop) as repository:
-            yield repository
-
-
-class TestFromURL(RepositoryContract):
-    """A SQLite file and PostgreSQL, opened by their URLs."""
-
-    @pytest.fixture
-    def repository(self, loop: Loop, shared_url: str) -> Iterator[Repository]:
-        with Awaited(open_async_repository(shared_url), loop) as repository:
+    def repository(self, loop: Loop, shared_postgres_url: str) -> Iterator[Repository]:
+        with Awaited(open_async_repository(shared_postgres_url), loop) as repository:
             repository.clear()
             yield repository
 

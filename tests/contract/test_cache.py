@@ -59,5 +59,5 @@ class TestWithoutRedis(RepositoryContract):
 
     @pytest.fixture
     def repository(self) -> Iterator[Repository]:
-        with open_repository("sqlite://", cache=f"redis://127.0.0.1:{free_port()}") as repository:
+        with CachedRepository(CompleteDictRepository(), f"redis://127.0.0.1:{free_port()}") as repository:
             yield repository

@@ -16,6 +16,8 @@ from pydantic import BaseModel
 import acp_store
 from acp_store import (
     AsyncRepository,
+    CachedRepository,
+    RedisRepository,
     Repository,
     SQLRepository,
     errors,
@@ -30,11 +32,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 REFERENCE: Final = ROOT / "docs" / "reference"
+OF_FORKS: Final = {"before_fork", "after_fork"}
+"""Methods that only the package itself calls."""
+KINDS: Final = (SQLRepository, RedisRepository, CachedRepository)
 # The sources of facts; anything else would have to be reached by who only wants to install or read.
 HOSTS_IN_DOCS: Final = {
     "html.spec.whatwg.org",
     "keepachangelog.com",
     "localhost",
+    "redis.io",
     "semver.org",
     "www.sqlite.org",
     "www.postgresql.org",
@@ -98,15 +104,15 @@ def properties(kind: type) -> list[str]:
 
 def signatures() -> list[str]:
     found = [
-        shown(value, value.__name__)
-        for value in (open_repository, open_async_repository, SQLRepository, AsyncRepository)
+        shown(value, value.__name__) for value in (open_repository, open_async_repository, *KINDS, AsyncRepository)
     ]
     found += [shown(method, f"AsyncRepository.{name}") for name, method in only_async().items()]
     found += [shown(method, name) for name, method in public_methods(Repository).items()]
     found += [
-        shown(method, f"SQLRepository.{name}")
-        for name, method in public_methods(SQLRepository).items()
-        if not hasattr(Repository, name)
+        shown(method, f"{kind.__name__}.{name}")
+        for kind in KINDS
+        for name, method in public_methods(kind).items()
+        if not hasattr(Repository, name) and name not in OF_FORKS
     ]
     found += [
         shown(getattr(migrate, name), name)
@@ -134,18 +140,27 @@ def test_what_is_only_async_is_known() -> None:
     "heading",
     [
         *properties(Repository),
-        *(f"AsyncRepository.{name}" for name in properties(AsyncRepository) if name not in properties(Repository)),
+        *(
+            f"{kind.__name__}.{name}"
+            for kind in (*KINDS, AsyncRepository)
+            for name in properties(kind)
+            if name not in properties(Repository)
+        ),
     ],
 )
 def test_every_property_is_documented(heading: str) -> None:
-    """The reference has a place for each property of a repository, and for those that only an AsyncRepository has."""
+    """The reference has a place for each property of a repository, and for those that only one kind of them has."""
     assert section("api", heading)
 
 
-@pytest.mark.parametrize("option", [*inspect.signature(SQLRepository).parameters])
-def test_every_option_is_documented(option: str) -> None:
-    """The reference tells what each option of a repository means."""
-    assert re.search(rf"^\| `{option}` \| ", section("api", shown(SQLRepository, "SQLRepository")), re.MULTILINE)
+@pytest.mark.parametrize(
+    ("value", "option"),
+    [(value, option) for value in (open_repository, *KINDS) for option in inspect.signature(value).parameters],
+    ids=lambda part: getattr(part, "__name__", part),
+)
+def test_every_option_is_documented(value: Callable[..., Any], option: str) -> None:
+    """The reference tells what each option of a repository, and of opening one, means."""
+    assert re.search(rf"^\| `{option}` \| ", section("api", shown(value, value.__name__)), re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", [*acp_store.__all__, *migrate.__all__])

@@ -8,7 +8,8 @@ A page is read in a fresh copy of what a checkout has at its top, with the proje
   ``<!-- postgresql -->``, or ``<!-- postgresql fails -->`` where the error is shown;
 * a ``text`` block is the output of the block before it. ``...`` stands for anything.
 
-``postgresql://postgres@localhost/acp`` is a PostgreSQL database without tables.
+``postgresql://postgres@localhost/acp`` is a PostgreSQL database without tables, and
+``redis://localhost:6379/0`` an empty database of a Redis.
 """
 
 from __future__ import annotations
@@ -33,12 +34,14 @@ from sqlalchemy.exc import DBAPIError
 
 from acp_store import AsyncRepository, Repository, open_repository
 from tests.docs.pages import PAGES, ROOT, SERVE, Block, blocks_of
+from tests.servers import empty_redis_database
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _IN_A_CHECKOUT: Final = ("Makefile", "README.md", "LICENSE", "alembic.ini", "constraints.txt", "pyproject.toml")
 _SHOWN_URL: Final = re.compile(r"(postgresql(?:\+psycopg)?)://postgres(:[^@\s'\"]*)?@localhost/acp\b")
+_SHOWN_REDIS: Final = "redis://localhost:6379/0"
 # What a page tells people to run and a test of it cannot: the suite would run itself, a server does
 # not end. `test_sse` runs that one.
 _INSTEAD: Final = {
@@ -69,6 +72,14 @@ def checkout(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def shown_redis(request: pytest.FixtureRequest) -> Iterator[str]:
+    """An empty database of one Redis: a page is about the package, and every other test runs on two servers."""
+    name = "given_redis" if os.environ.get("ACP_TEST_REDIS_URL") else "redis"
+    with empty_redis_database(request.getfixturevalue(name)) as url:
+        yield url
+
+
+@pytest.fixture
 def recorded(recordings: list[dict[str, Any]]) -> Callable[[str], str]:
     """A function that loads the recorded traffic into a migrated database and returns its URL."""
 
@@ -91,13 +102,16 @@ class Reader:
         page: str,
         checkout: Path,
         postgres_url: str,
+        redis_url: str,
         sql_urls: dict[str, str],
+        *,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         self._page = page
         self._checkout = checkout
         self._monkeypatch = monkeypatch
         self._postgres_url = postgres_url
+        self._redis_url = redis_url
         self._sql_urls = sql_urls
         self._names: dict[str, Any] = {"__name__": "__main__"}
         self._environment = {
@@ -163,7 +177,7 @@ class Reader:
         return done.stdout
 
     def _here(self, text: str) -> str:
-        """Return the text with the URL of this run's server in the place of the one shown."""
+        """Return the text with the URLs of this run's servers in the place of those shown."""
         url = make_url(self._postgres_url)
 
         def replace(found: re.Match[str]) -> str:
@@ -171,7 +185,7 @@ class Reader:
             shown = url.set(drivername=found[1], password=url.password or password)
             return shown.render_as_string(hide_password=False)
 
-        return _SHOWN_URL.sub(replace, text)
+        return _SHOWN_URL.sub(replace, text).replace(_SHOWN_REDIS, self._redis_url)
 
     def _compare(self, block: Block, what: str, shown: str | None, got: str) -> None:
         if shown is not None and not doctest.OutputChecker().check_output(self._here(shown), got, _FLAGS):
@@ -232,9 +246,11 @@ def test_examples(
     sql_urls = {kind: recorded(request.getfixturevalue(fixture)) for kind, fixture in wanted.items()}
     with_server = any(_SHOWN_URL.search(block.text) for block in blocks)
     server = request.getfixturevalue("empty_postgres_url") if with_server else "postgresql://"
+    with_redis = any(_SHOWN_REDIS in block.text for block in blocks)
+    redis_url = request.getfixturevalue("shown_redis") if with_redis else _SHOWN_REDIS
     monkeypatch.chdir(checkout)
     monkeypatch.syspath_prepend(checkout)
-    reader = Reader(name, checkout, server, sql_urls, monkeypatch)
+    reader = Reader(name, checkout, server, redis_url, sql_urls, monkeypatch=monkeypatch)
     try:
         for block in blocks:
             reader.do(block)
@@ -258,7 +274,7 @@ def test_a_wrong_page_is_noticed(page: str, tmp_path: Path, monkeypatch: pytest.
     """An example that fails, shows something else, or would not be run, fails the page."""
     path = tmp_path / "page.md"
     path.write_text(page)
-    reader = Reader("page.md", tmp_path, "postgresql://", {}, monkeypatch)
+    reader = Reader("page.md", tmp_path, "postgresql://", _SHOWN_REDIS, {}, monkeypatch=monkeypatch)
     with pytest.raises((pytest.fail.Exception, AssertionError, ValueError)):
         for block in blocks_of(path):
             reader.do(block)
