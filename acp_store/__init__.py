@@ -1,4 +1,4 @@
-"""acp_store: runs, sessions and events of ACP agent servers in PostgreSQL, SQLite or Redis, the tables under Alembic."""
+"""acp_store: runs, sessions and events of ACP agent servers, in PostgreSQL or SQLite under Alembic, or in Redis."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

@@ -9,14 +9,15 @@ can change at once; the tags' slots lie evenly among all slots, and so on any nu
     acp:{5x}:keys:<run id>           hash: idempotency key to seq
     acp:{5x}:session:<session id>    hash: version, updated_at, state, extra, fields
     acp:{5x}:messages:<session id>   list of JSON texts
-    acp:{5x}:index                   sorted set, all scores 0: the runs of the partition, see below
+    acp:{5x}:index                   sorted set, all scores 0: what is in the partition, see below
     acp:{5x}:expiries                sorted set: when each run and session expires
     acp:{5x}:facts                   hash: what the index and the totals hold of each of them
     acp:{5x}:totals                  hash: what `stats` adds up
 
 A member of the index is ``r``, or ``a``, ``s`` or ``t`` with an agent, session or status and U+0000,
 which no name contains; then the run's stamp and its id. Sorted by their bytes, members are newest
-first and ties are in order of the ids' code points.
+first and ties are in order of the ids' code points. ``R`` and ``S`` are followed by the id alone of each
+run, also one that has only events, and of each session.
 """
 
 from __future__ import annotations
@@ -28,10 +29,21 @@ from typing import Final, NamedTuple
 
 from acp_store.errors import ConfigurationError
 
-__all__ = ["TAGS", "Keys", "Place", "from_stamp", "stamp_after", "stamp_of"]
+__all__ = ["TAGS", "Keys", "Place", "foreign", "from_stamp", "stamp_after", "stamp_of", "type_of"]
 
 TAGS: Final = ("18", "5x", "dj", "3r", "d2", "pv", "uh", "iy", "ly", "h9", "uv", "q6", "9s", "5f", "dt", "ha")
 
+_TYPES: Final = {
+    b"run": "hash",
+    b"events": "stream",
+    b"keys": "hash",
+    b"session": "hash",
+    b"messages": "list",
+    b"index": "zset",
+    b"expiries": "zset",
+    b"facts": "hash",
+    b"totals": "hash",
+}
 _FIRST: Final = datetime(1, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 _LAST_STAMP: Final = 10**18 - 2  # the stamp after the last one still has 18 digits
@@ -87,6 +99,10 @@ class Keys:
         head, messages = self._sessions[partition]
         return Place(partition, (*self.shared[partition], head + name, messages + name), hint)
 
+    def hint(self, run_id: str) -> str:
+        """Return what tells watchers of a run from others."""
+        return _hash(run_id.encode())[1]
+
     def owner(self, key: bytes) -> tuple[bool, str] | None:
         """Return whether a key is a run's, and the id of the run or session; None where it is neither's."""
         if self._partitions.get(key[: self._base_length]) is None:
@@ -95,6 +111,17 @@ class Keys:
         if not colon or kind not in {b"run", b"events", b"keys", b"session", b"messages"}:
             return None
         return kind not in {b"session", b"messages"}, name.decode(errors="replace")
+
+
+def type_of(key: bytes) -> str:
+    """Return the type that a key of ours has."""
+    return _TYPES[key.partition(b"}:")[2].partition(b":")[0]]
+
+
+def foreign(key: bytes, what: str) -> ConfigurationError:
+    """Return the error for a key that somebody else writes too."""
+    name = key.decode(errors="backslashreplace")
+    return ConfigurationError(f"Redis: key {name!r} {what}: delete it, or open the repository with another prefix")
 
 
 def _hash(name: bytes) -> tuple[int, str]:

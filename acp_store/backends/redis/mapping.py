@@ -131,7 +131,7 @@ def _document(what: str, value: Any) -> str:
 
 
 def _fields(session: Session) -> str:
-    """Return the names of the fields to write, in order; "" where they are the usual ones."""
+    """Return the names of the fields to write, in order; "" where they are the usual ones, "-" for none."""
     given = {*session.model_fields_set, *session.filled_lists()}
     names = [name for name in session.__dict__ if name in given and name in session.WIRE_FIELDS]
-    return "" if names == [*session.WIRE_FIELDS] else ",".join(names)
+    return "" if names == [*session.WIRE_FIELDS] else ",".join(names) or "-"

@@ -2,7 +2,8 @@ r"""The writes, and the reads of the index, as Lua scripts: each is atomic, and 
 
 Every script gets the keys of one partition, ``index expiries facts totals``, then those of the run
 or session it is about. It lets go of what has expired before it looks at the index. As Redis undoes
-nothing when a script fails half-way, each looks at every key it will write before it writes.
+nothing when a script fails half-way, each reads the keys that more than one write
+goes to before the first: a key of another type is an error before anything is written.
 """
 
 from __future__ import annotations
@@ -54,6 +55,12 @@ local time = redis.call('TIME')
 local micros = time[1] .. string.format('%06d', time[2])
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 
+local function check()
+  redis.call('ZCARD', index)
+  redis.call('HLEN', facts)
+  redis.call('HLEN', totals)
+end
+
 local function count(name, n)
   if redis.call('HINCRBY', totals, name, n) <= 0 then redis.call('HDEL', totals, name) end
 end
@@ -66,9 +73,14 @@ local function members_of(id, fact)
   return members, status
 end
 
+-- The member of the index that says that there is such a run or session.
+local function member_of(entry)
+  return string.upper(string.sub(entry, 1, 1)) .. string.sub(entry, 2)
+end
+
 local function forget(entry)
   local id = string.sub(entry, 2)
-  redis.call('ZREM', expiries, entry)
+  redis.call('ZREM', index, member_of(entry))
   if string.sub(entry, 1, 1) == 's' then
     local messages = redis.call('HGET', facts, 'm' .. id)
     if messages then
@@ -76,6 +88,7 @@ local function forget(entry)
       count('messages', -messages)
       redis.call('HDEL', facts, 'm' .. id)
     end
+    redis.call('ZREM', expiries, entry)
     return
   end
   local known = redis.call('HMGET', facts, 'r' .. id, 'e' .. id)
@@ -87,12 +100,14 @@ local function forget(entry)
   end
   if known[2] then count('events', -known[2]) end
   redis.call('HDEL', facts, 'r' .. id, 'e' .. id)
+  redis.call('ZREM', expiries, entry)
 end
 
 local function sweep(most)
   local gone = redis.call('ZRANGEBYSCORE', expiries, '-inf', '(' .. string.format('%.0f', now), 'LIMIT', 0, most)
+  if #gone > 0 then check() end
   for _, entry in ipairs(gone) do forget(entry) end
-  return #gone == most
+  return #gone == most, gone
 end
 """
 
@@ -102,21 +117,28 @@ _ENTITY = (
 local id, ttl = ARGV[1], tonumber(ARGV[2])
 local expiry = ttl and now + ttl
 
-local function settle(entry)
-  local at = redis.call('ZSCORE', expiries, entry)
-  if at and at ~= 'inf' and tonumber(at) < now then
-    forget(entry)
-    redis.call('UNLINK', unpack(KEYS, 5))
+-- What has expired, and is to be made anew, begins with nothing.
+local function settle(own)
+  local more, gone = sweep(10)
+  local expired = false
+  for _, entry in ipairs(gone) do expired = expired or entry == own end
+  if more and not expired then
+    local at = redis.call('ZSCORE', expiries, own)
+    expired = at and at ~= 'inf' and tonumber(at) < now
+    if expired then forget(own) end
   end
+  if expired then redis.call('UNLINK', unpack(KEYS, 5)) end
 end
 
-local function touch(entry, shared)
+local function touch(entry)
   for place = 5, #KEYS do
     if expiry then redis.call('PEXPIREAT', KEYS[place], expiry) else redis.call('PERSIST', KEYS[place]) end
   end
-  redis.call('ZADD', expiries, expiry or '+inf', entry)
+  if redis.call('ZADD', expiries, expiry or '+inf', entry) == 1 then
+    redis.call('ZADD', index, 0, member_of(entry))
+  end
   local left = redis.call('PTTL', expiries)
-  if not shared and ((left >= 0 and expiry and now + left >= expiry) or (left < 0 and not expiry)) then return end
+  if (left >= 0 and expiry and now + left >= expiry) or (left < 0 and not expiry) then return end
   -- The partition's keys outlive the last entry, and by so much that this is rarely to be done again.
   local last = redis.call('ZRANGE', expiries, -1, -1, 'WITHSCORES')[2]
   for place = 1, 4 do
@@ -168,10 +190,8 @@ if (expected ~= '' and expected ~= version)
     or (force == '0' and stored[2] and final[stored[2]] and stored[2] ~= status) then
   return {0, version, stored[2]}
 end
-redis.call('ZCARD', index)
-redis.call('HLEN', totals)
+check()
 local old = redis.call('HGET', facts, 'r' .. id)
-sweep(10)
 if given == '0' and stored[3] then stamp = stored[3] end
 version = redis.call('HINCRBY', run, 'version', 1)
 redis.call('HSET', run, 'json', json, 'status', status, 'stamp', stamp, 'updated_at', micros)
@@ -188,7 +208,7 @@ if fact ~= old then
   count('status:' .. status, 1)
   redis.call('HSET', facts, 'r' .. id, fact)
 end
-touch('r' .. id, true)
+touch('r' .. id)
 publish()
 return {1, version, micros, stamp}
 """
@@ -203,16 +223,14 @@ if key ~= '' then
   local seq = redis.call('HGET', keys, key)
   if seq then return {0, redis.call('XRANGE', events, seq, seq)[1]} end
 end
-redis.call('HLEN', totals)
-redis.call('HLEN', facts)
+if last == 0 then check() end
 local n = #ARGV - 5
+redis.call('HINCRBY', facts, 'e' .. id, n)
+redis.call('HINCRBY', totals, 'events', n)
 for place = 1, n do
   redis.call('XADD', events, string.format('%d', last + place) .. '-' .. micros, 'json', ARGV[5 + place])
 end
-sweep(10)
 if key ~= '' then redis.call('HSET', keys, key, last + 1) end
-redis.call('HINCRBY', facts, 'e' .. id, n)
-redis.call('HINCRBY', totals, 'events', n)
 touch('r' .. id)
 publish()
 return {1, last + 1, micros}
@@ -222,9 +240,7 @@ return {1, last + 1, micros}
 DELETE_RUN: Final = Script(
     _RUN
     + r"""
-redis.call('ZCARD', index)
-redis.call('HLEN', totals)
-redis.call('HLEN', facts)
+check()
 local found = redis.call('EXISTS', run, events)
 redis.call('UNLINK', run, events, keys)
 forget('r' .. id)
@@ -240,9 +256,8 @@ local expected, state, extra, fields = unpack(ARGV, 3)
 local version = redis.call('HGET', head, 'version') or '0'
 if expected ~= '' and expected ~= version then return {0, version} end
 redis.call('LLEN', messages)
-redis.call('HLEN', totals)
+check()
 local before = redis.call('HGET', facts, 'm' .. id)
-sweep(10)
 redis.call('DEL', messages)
 local n = push(7)
 if not before then count('sessions', 1) end
@@ -250,7 +265,7 @@ count('messages', n - (before or 0))
 redis.call('HSET', facts, 'm' .. id, n)
 version = redis.call('HINCRBY', head, 'version', 1)
 redis.call('HSET', head, 'state', state, 'extra', extra, 'fields', fields, 'updated_at', micros)
-touch('s' .. id, true)
+touch('s' .. id)
 return {1, version, micros}
 """
 )
@@ -261,9 +276,7 @@ APPEND_MESSAGES: Final = Script(
 local change, state = ARGV[3], ARGV[4]
 local known = redis.call('HEXISTS', head, 'version')
 redis.call('LLEN', messages)
-redis.call('HLEN', totals)
-redis.call('HLEN', facts)
-sweep(10)
+check()
 local n = push(5)
 local version = redis.call('HINCRBY', head, 'version', 1)
 if known == 0 then redis.call('HSET', head, 'state', '', 'extra', '', 'fields', '') end
@@ -288,8 +301,7 @@ return stored
 DELETE_SESSION: Final = Script(
     _SESSION
     + r"""
-redis.call('HLEN', totals)
-redis.call('HLEN', facts)
+check()
 local found = redis.call('EXISTS', head)
 redis.call('UNLINK', head, messages)
 forget('s' .. id)

@@ -1,0 +1,45 @@
+"""The contract over Redis and Valkey, and over a cluster."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from acp_store.backends.redis import RedisRepository
+from acp_store.testing import RepositoryContract
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from acp_store import Repository
+    from tests.servers import RedisCluster
+
+
+class TestOnOneServer(RepositoryContract):
+    """Redis and Valkey, by their URLs."""
+
+    @pytest.fixture
+    def repository(self, redis_url: str) -> Iterator[Repository]:
+        with RedisRepository(redis_url) as repository:
+            yield repository
+
+
+class TestForEver(RepositoryContract):
+    """Without an expiry, below a prefix that is a pattern."""
+
+    @pytest.fixture
+    def repository(self, redis_url: str) -> Iterator[Repository]:
+        with RedisRepository(redis_url, ttl=None, prefix="a[b]*?\\:") as repository:
+            yield repository
+
+
+class TestOnACluster(RepositoryContract):
+    """A cluster of three masters, found out from the URL of one node."""
+
+    @pytest.fixture
+    def repository(self, redis_cluster: RedisCluster) -> Iterator[Repository]:
+        with RedisRepository(redis_cluster.url) as repository:
+            yield repository
+        with RedisRepository(redis_cluster.url) as repository:
+            repository.clear()
