@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from acp_store.records import Session
 from acp_store.testing import factories as make
 from acp_store.testing.factories import at
 from acp_store.testing.phrases import history, ids, payloads, run_of, session_of, wire
@@ -217,6 +218,14 @@ class RecordClauses:
         for start in (1, 4, 7):
             repository.append_messages("session-1", [make.message(str(n)) for n in range(start, start + 3)])
         assert history(repository) == [str(n) for n in range(10)]
+
+    def test_append_messages_gives_a_state_to_a_session_without_one(self, repository: Repository) -> None:
+        """A session whose JSON came without `state` and `history` has what `append_messages` gave it."""
+        repository.save_session(Session.model_validate_json('{"id": "session-1"}'))
+        repository.append_messages("session-1", ["http://localhost/1"], state={"a": 1})
+        session = session_of(repository)
+        assert session.state == {"a": 1}
+        assert session.history == ["http://localhost/1"]
 
     def test_append_messages_returns_the_head(self, repository: Repository) -> None:
         """`append_messages` returns id and state, without the history."""

@@ -126,8 +126,8 @@ def session_from_row(row: Row, dialect: SQLDialect) -> Session:
     session_id, history, state, extra, wire_fields, updated_at, version = row
     fields = {"id": _string(session_id), "history": f"[{history or ''}]", "state": state or "null"}
     names = Session.WIRE_FIELDS if wire_fields is None else _split(wire_fields)
-    if history and "history" not in names:
-        names = [*names, "history"]
+    # What was appended to a session that came without it is in its JSON from then on.
+    names = [*names, *(name for name, value in (("state", state), ("history", history)) if value and name not in names)]
     in_order = wire_fields is None and _in_order((state,)) and '{ "' not in (history or "")
     session = decode_record(Session, _object(fields, names, extra), in_order=in_order)
     session.__dict__.update(version=version, updated_at=dialect.time_out(updated_at))
