@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -22,6 +22,7 @@ from acp_store.codec import decode_events, decode_record, encode
 from acp_store.decorators import fence
 from acp_store.decorators.line import AwayError, Line, Link, Script
 from acp_store.errors import ConfigurationError, OutcomeUnknownError, PayloadError
+from acp_store.forks import tell_of_forks
 from acp_store.records import TERMINAL_STATUSES, Event, IdPage, Run, RunPage, Session, StoreStats, as_record
 from acp_store.repository import (
     UNSET,
@@ -115,6 +116,10 @@ class CachedRepository(Repository):
         terminal_ttl: float = 3600.0,
         prefix: str = "acp:",
     ) -> None:
+        if Capability.CONCURRENT_WRITERS not in inner.capabilities:
+            raise ConfigurationError(
+                "no cache around a repository that shares a connection with its caller: what it reads may be undone"
+            )
         self._inner = inner
         self._ttl = _check_ttl("ttl", ttl)
         self._terminal_ttl = _check_ttl("terminal_ttl", terminal_ttl)
@@ -123,7 +128,8 @@ class CachedRepository(Repository):
         self._missed = _Missed()
         self._counts = {"hits": 0, "misses": 0, "refused_fills": 0}
         self._lock = threading.Lock()
-        self._line = Line(redis, self._catch_up)
+        self._line = Line(redis, self._catch_up, lambda: bool(self._missed))
+        tell_of_forks(self)
 
     @property
     def inner(self) -> Repository:
@@ -269,18 +275,12 @@ class CachedRepository(Repository):
 
     @contextmanager
     def transaction(self) -> Iterator[Repository]:
-        """As `Repository.transaction`; what it changed is forgotten when it is committed.
-
-        A process that dies between the two leaves what Redis had until its time to live is over.
-        """
+        """As `Repository.transaction`; what it changed is marked just before it is committed."""
         changed: set[bytes] = set()
-        try:
-            with self._inner.transaction() as inner:
-                yield _Inside(inner, changed)
-        except OutcomeUnknownError:
-            self._mark(changed)
-            raise
-        self._forget(changed)
+        with ExitStack() as stack, self._inner.transaction() as inner:
+            yield _Inside(inner, changed)
+            if changed:
+                stack.enter_context(self._changing(*changed))
 
     def close(self) -> None:
         self._line.close()
@@ -324,11 +324,17 @@ class CachedRepository(Repository):
             self._count("misses" if found is None else "hits")
         if found is not None:
             return found[0]
-        read_now = read()
-        if lease is not None:
-            with suppress(AwayError, PayloadError):  # what has no JSON form is not kept
-                self._fill(thing, field, lease, *keep(read_now))
-        return read_now
+        if lease is None:
+            return read()
+        kept: _Kept = {}, 0
+        try:
+            read_now = read()
+            with suppress(PayloadError):  # what has no JSON form is not kept
+                kept = keep(read_now)
+            return read_now
+        finally:
+            with suppress(AwayError):
+                self._fill(thing, field, lease, *kept)  # also gives the lease back
 
     def _ask_for_lease(
         self, thing: bytes, field: bytes, decode: Callable[[bytes], T], *, garbage: bool
@@ -336,8 +342,9 @@ class CachedRepository(Repository):
         """Return a lease to fill with, or the value in a tuple where another brought it, or neither."""
         end = time.monotonic() + LEASE_SECONDS
         wait = FIRST_WAIT_SECONDS
+        token = os.urandom(8).hex()
         while True:
-            ask = partial(self._read, thing=thing, field=field, garbage=garbage)
+            ask = partial(self._read, thing=thing, field=field, token=token, garbage=garbage)
             kind, *rest = self._line.run(ask)
             found = _decoded(decode, rest[0]) if kind == b"value" else None
             if found is not None:
@@ -351,11 +358,11 @@ class CachedRepository(Repository):
                 time.sleep(wait)  # until another has filled it
                 wait = min(wait * 2, SLOWEST_WAIT_SECONDS)
 
-    def _read(self, link: Link, *, thing: bytes, field: bytes, garbage: bool) -> Any:
+    def _read(self, link: Link, *, thing: bytes, field: bytes, token: str, garbage: bool) -> Any:
         keys = self._keys(link, thing)
         if garbage:
             link.command("DEL", keys[0])
-        return link.script(_READ, keys, (field, os.urandom(8).hex(), int(LEASE_SECONDS * 1000)))
+        return link.script(_READ, keys, (field, token, int(LEASE_SECONDS * 1000)))
 
     def _fill(self, thing: bytes, field: bytes, lease: bytes, values: dict[bytes, bytes], ttl: float) -> None:
         lifetime = int(ttl * 1000 * (1 - JITTER * random.random()))  # noqa: S311  # no secret
@@ -365,7 +372,7 @@ class CachedRepository(Repository):
             keys = (*self._keys(link, thing), self._keys(link, _sibling(thing))[0])
             return link.script(_FILL, keys, (field, lease, max(1, lifetime), MOST_FIELDS, *pairs))
 
-        if not self._line.run(fill):
+        if not self._line.run(fill) and values:
             self._count("refused_fills")
 
     @contextmanager
@@ -380,7 +387,9 @@ class CachedRepository(Repository):
             yield
         except OutcomeUnknownError:
             # It may be committed even now, so there is a mark until it cannot be any more.
-            if not token:
+            if _ALL in things:
+                self._forget({_ALL})
+            elif not token:
                 self._mark(things)
             raise
         except BaseException:
@@ -391,7 +400,7 @@ class CachedRepository(Repository):
     def _begin(self, link: Link, things: Collection[bytes], token: str) -> None:
         from redis.exceptions import OutOfMemoryError  # noqa: PLC0415
 
-        keys = self._all_keys(link, things)
+        keys = self._all_keys(link, [thing for thing in things if thing != _ALL])  # which has no mark
         try:
             link.script(_BEGIN, keys, (token, int(self._mark_seconds * 1000)))
         except OutOfMemoryError:
@@ -400,39 +409,48 @@ class CachedRepository(Repository):
 
     def _mark(self, things: Collection[bytes]) -> None:
         """Have nothing of these things remembered for a while."""
-        try:
-            self._line.run(lambda link: self._begin(link, things, os.urandom(8).hex()))
-        except AwayError:
-            self._missed.add(things)
+        self._tell(lambda link: self._begin(link, things, os.urandom(8).hex()), things)
 
     def _forget(self, things: Collection[bytes], token: str = "") -> None:
         """Have Redis forget things, now or when it is back."""
-        try:
-            self._line.run(lambda link: self._end(link, things, token))
-        except AwayError:
-            self._missed.add(things)
-            if not self._line.is_open:  # it came back meanwhile
-                try:
-                    self._line.run(self._catch_up)
-                except AwayError:
-                    return
+        self._tell(lambda link: self._end(link, things, token), things)
+
+    def _tell(self, task: Callable[[Link], None], things: Collection[bytes]) -> None:
+        """Run a task; where Redis is away, remember what it was about until it is back."""
+        while True:
+            try:
+                return self._line.run(task)
+            except AwayError:
+                if self._line.while_away(lambda: self._missed.add(things)):
+                    return None
 
     def _end(self, link: Link, things: Collection[bytes], token: str = "") -> None:
         if _ALL in things:
-            pattern = _escaped(self._prefix) + b"*"
-            cursor: Any = b"0"
-            while True:
-                cursor, keys = link.command("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
-                if keys:
-                    link.command("UNLINK", *keys)
-                if cursor == b"0":
-                    return
+            # A scan may pass over what comes while it runs: values filled by the leases that were
+            # there before. So the first ends the leases, and the second finds what they filled.
+            self._remove_all(link)
+            self._remove_all(link)
         else:
             for thing in things:
                 link.script(_END, self._keys(link, thing), (token,) if token else ())
 
+    def _remove_all(self, link: Link) -> None:
+        pattern = _escaped(self._prefix) + b"*"
+        cursor: Any = b"0"
+        while True:
+            cursor, keys = link.command("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+            if keys:
+                link.command("UNLINK", *keys)
+            if cursor == b"0":
+                return
+
     def _catch_up(self, link: Link) -> None:
-        """Have Redis forget what changed while it was away."""
+        """See whether all that we ask for works again, and have Redis forget what changed while it was away."""
+        keys, token = self._keys(link, _TRIAL), os.urandom(8).hex()
+        _get(link, keys[0], token.encode())
+        link.script(_READ, keys, (token, token, int(LEASE_SECONDS * 1000)))
+        self._begin(link, (_TRIAL,), token)
+        self._end(link, (_TRIAL,), token)
         while self._missed:
             missed = self._missed.take()
             try:
@@ -454,6 +472,14 @@ class CachedRepository(Repository):
     def _count(self, name: str) -> None:
         with self._lock:
             self._counts[name] += 1
+
+    def before_fork(self) -> None:
+        """Do nothing: see `after_fork`."""
+
+    def after_fork(self) -> None:
+        """Take locks that no thread of the parent holds."""
+        self._lock = threading.Lock()
+        self._missed.after_fork()
 
 
 class _Inside(Repository):
@@ -554,6 +580,9 @@ class _Missed:
         self._lock = threading.Lock()
         self._things: set[bytes] = set()
 
+    def after_fork(self) -> None:
+        self._lock = threading.Lock()
+
     def __bool__(self) -> bool:
         return bool(self._things)
 
@@ -570,6 +599,7 @@ class _Missed:
 
 
 _ALL: Final = b"*"
+_TRIAL: Final = b":{trial}:trial"
 
 
 def _run(run_id: str) -> bytes:

@@ -47,32 +47,49 @@ if value then return {'value', value} end
 call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
 if redis.call('EXISTS', KEYS[2]) == 1 then return {'marked'} end
 local lease = call('HGET', KEYS[3], ARGV[1])
-if lease and tonumber(string.match(lease, '^%d+') or 0) > now then return {'leased'} end
+if lease then
+    local ends, token = string.match(lease, '^(%d+) (%x+)$')
+    if token == ARGV[2] then return {'lease', lease} end
+    ends = tonumber(ends or 0)
+    if ends > now and ends <= now + ARGV[3] then return {'leased'} end
+end
 lease = string.format('%.0f', now + ARGV[3]) .. ' ' .. ARGV[2]
 call('HSET', KEYS[3], ARGV[1], lease)
 redis.call('PEXPIRE', KEYS[3], ARGV[3])
 return {'lease', lease}
 """
 )
-"""KEYS: values, marks, leases. ARGV: field, token, milliseconds of a lease. Returns what was found, and it."""
+"""KEYS: values, marks, leases. ARGV: field, token, milliseconds of a lease. Returns what was found, and it.
+
+Who asks again with the token of a lease, as its answer was lost, gets that lease."""
 
 FILL: Final = (
     _CALL
     + """
 if call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] then return 0 end
-redis.call('HDEL', KEYS[3], ARGV[1])
-local ttl = redis.call('PTTL', KEYS[1])
-if ttl < 0 then ttl = redis.call('PTTL', KEYS[4]) end
-if ttl < 0 then ttl = tonumber(ARGV[3]) end
-for place = 5, #ARGV, 2 do
-    if call('HLEN', KEYS[1]) < tonumber(ARGV[4]) then call('HSET', KEYS[1], ARGV[place], ARGV[place + 1]) end
+local kept = 1
+local ttl = tonumber(ARGV[3])
+for _, key in ipairs({KEYS[1], KEYS[4]}) do
+    local left = redis.call('PTTL', key)
+    if left >= 0 then ttl = math.min(ttl, math.max(1, left)) end
 end
-if #ARGV > 4 then redis.call('PEXPIRE', KEYS[1], math.max(1, ttl)) end
-return 1
+for place = 5, #ARGV, 2 do
+    if kept == 1 and call('HLEN', KEYS[1]) < tonumber(ARGV[4]) then
+        -- This comes before all other writes: after one, Redis would exceed its memory for the rest.
+        local answer = redis.pcall('HSET', KEYS[1], ARGV[place], ARGV[place + 1])
+        if type(answer) == 'table' and answer.err then kept = 0 end
+    end
+end
+redis.call('HDEL', KEYS[3], ARGV[1])
+if kept == 1 and #ARGV > 4 then
+    redis.call('PEXPIRE', KEYS[1], ttl)
+    if redis.call('EXISTS', KEYS[4]) == 1 then redis.call('PEXPIRE', KEYS[4], ttl) end
+end
+return kept
 """
 )
 """KEYS: values, marks, leases, the values that expire with them. ARGV: field, lease, ttl in
-milliseconds, most fields; then fields and values. Returns 0 where the lease is gone."""
+milliseconds, most fields; then fields and values. Returns 0 where the lease or the memory is gone."""
 
 BEGIN: Final = (
     _CALL

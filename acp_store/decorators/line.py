@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from hashlib import sha1
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from acp_store.errors import ConfigurationError, MissingExtraError
@@ -91,11 +92,14 @@ class Line:
     Args:
         redis: A URL, or a client to connect like.
         on_return: Called on the first new connection, before the breaker closes.
+        is_owing: Whether `on_return` has more to do by now; must return at once.
     """
 
-    def __init__(self, redis: str | Redis, on_return: Callable[[Link], None]) -> None:
+    def __init__(self, redis: str | Redis, on_return: Callable[[Link], None], is_owing: Callable[[], bool]) -> None:
         self._connect, self._failures = _connector(redis)
-        self._on_return = on_return
+        self._on_return, self._is_owing = on_return, is_owing
+        self.is_open = False
+        self.errors = 0
         self._closed = threading.Event()
         self._begin()
         tell_of_forks(self)
@@ -104,8 +108,6 @@ class Line:
         self._lock = threading.Lock()
         self._idle: deque[Link] = deque()
         self._thread: threading.Thread | None = None
-        self.is_open = False
-        self.errors = 0
 
     def run(self, task: Callable[[Link], T]) -> T:
         """Run a task on a connection; twice or more, where an idle connection turns out to be dead.
@@ -114,6 +116,9 @@ class Line:
             AwayError: Redis is away, or the task failed on it.
         """
         if self.is_open or self._closed.is_set():
+            if self._thread is None:  # it stayed behind in the parent of this process
+                with self._lock:
+                    self._have_it_looked_for()
             raise AwayError
         started = time.monotonic()
         try:
@@ -124,6 +129,14 @@ class Line:
         if time.monotonic() - started > SLOW_SECONDS:
             self._break(TimeoutError(f"answers took more than {SLOW_SECONDS:g} s"))
         return result
+
+    def while_away(self, note: Callable[[], object]) -> bool:
+        """Do something before `on_return` is through; False, and nothing is done, where Redis is back already."""
+        with self._lock:
+            away = self.is_open or self._closed.is_set()
+            if away:
+                note()
+            return away
 
     def close(self) -> None:
         """End all connections, and the thread."""
@@ -137,8 +150,12 @@ class Line:
         """Do nothing: see `after_fork`."""
 
     def after_fork(self) -> None:
-        """Begin without connections: those of the parent are not for the child."""
+        """Begin without connections and threads: those of the parent are not for the child."""
         self._inherited = self._idle
+        closed = self._closed.is_set()
+        self._closed = threading.Event()
+        if closed:
+            self._closed.set()
         self._begin()
 
     def _run_on_idle(self, task: Callable[[Link], T]) -> T:
@@ -170,22 +187,37 @@ class Line:
             if self.is_open or self._closed.is_set():
                 return
             self.is_open = True
-            self._thread = threading.Thread(target=self._look_for_it, name="acp-store-cache", daemon=True)
-            self._thread.start()
+            self._thread = None
+            self._have_it_looked_for()
         _logger.warning("cache: Redis is away, going on without it: %s", error)
         self._hang_up()
+
+    def _have_it_looked_for(self) -> None:
+        if self.is_open and self._thread is None and not self._closed.is_set():
+            self._thread = threading.Thread(target=self._look_for_it, name="acp-store-cache", daemon=True)
+            self._thread.start()
 
     def _look_for_it(self) -> None:
         retry = FIRST_RETRY_SECONDS
         while not self._closed.wait(retry):
             retry = min(retry * 2, SLOWEST_RETRY_SECONDS)
             with suppress(*self._failures):
-                link = Link(self._connect())
-                self._on_return(link)
-                self._idle.append(link)
-                self.is_open = False
+                self._come_back(Link(self._connect()))
                 _logger.info("cache: Redis is back")
                 return
+
+    def _come_back(self, link: Link) -> None:
+        while True:
+            try:
+                self._on_return(link)
+            except BaseException:
+                link.close()
+                raise
+            with self._lock:
+                if not self._is_owing():
+                    self._idle.append(link)
+                    self.is_open = False
+                    return
 
     def _hang_up(self) -> None:
         with suppress(IndexError):
@@ -219,7 +251,14 @@ def _connector(redis: str | Redis) -> tuple[Callable[[], Any], tuple[type[Except
         "decode_responses": False,
         "health_check_interval": 0,
     }
-    return partial(pool.connection_class, **options), (RedisError, OSError, AwayError)
+    connect = partial(pool.connection_class, **options)
+    try:
+        connection = connect()
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"the cache's connections cannot be made: {error}") from None
+    if iscoroutinefunction(connection.connect):
+        raise ConfigurationError("the cache needs a redis.Redis client, not one of redis.asyncio")
+    return connect, (RedisError, OSError, AwayError)
 
 
 _NOT_OURS: Final = ("maint_notifications_config", "maint_notifications_pool_handler", "event_dispatcher")

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from datetime import timedelta
 from itertools import islice, takewhile
 from threading import Barrier
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from acp_store.records import TERMINAL_STATUSES, Event, Run, RunPage, Session, as_event, as_record, utc_now
+from acp_store.records import TERMINAL_STATUSES, Event, IdPage, Run, RunPage, Session, as_event, as_record, utc_now
 from acp_store.repository import UNSET, Capability, Limits, Repository
 from acp_store.testing import RepositoryContract
 from acp_store.watching import Watch
@@ -89,6 +89,9 @@ class Passing(Repository):
 
     def subscribe(self, run_id: str, wake: Callable[[], object]) -> Subscription:
         return self.inner.subscribe(run_id, wake)
+
+    def list_ids(self, noun: Literal["runs", "sessions"], **options: Any) -> IdPage:
+        return self.inner.list_ids(noun, **options)
 
     def transaction(self) -> AbstractContextManager[Repository]:
         return self.inner.transaction()
@@ -775,6 +778,90 @@ class GivesACursorOnTheLastPage(Passing):
         return page
 
 
+class ListsNoRunsOfEventsOnly(Passing):
+    def list_ids(self, noun: Literal["runs", "sessions"], **options: Any) -> IdPage:
+        page = super().list_ids(noun, **options)
+        ids = [id_ for id_ in page.ids if noun == "sessions" or self.inner.get_run(id_)]
+        return IdPage(ids, page.next_cursor)
+
+
+class ListsRunsWithEventsTwice(Passing):
+    """As two indexes do that are read one after the other."""
+
+    def list_ids(self, noun: Literal["runs", "sessions"], **options: Any) -> IdPage:
+        page = super().list_ids(noun, **options)
+        twice = [id_ for id_ in page.ids if noun == "runs" and self.inner.get_run(id_) and self.get_events(id_)]
+        return IdPage(page.ids + twice, page.next_cursor)
+
+
+class ListsOnlySessionsWithRuns(Passing):
+    def list_ids(self, noun: Literal["runs", "sessions"], **options: Any) -> IdPage:
+        page = super().list_ids(noun, **options)
+        ids = [id_ for id_ in page.ids if noun == "runs" or self.inner.list_runs(session_id=id_).runs]
+        return IdPage(ids, page.next_cursor)
+
+
+class ListsTheLastIdAgain(Passing):
+    """Its cursor does not stand behind the page but on its last id."""
+
+    def __init__(self, inner: Repository) -> None:
+        super().__init__(inner)
+        self.last: str | None = None
+
+    def list_ids(self, noun: Literal["runs", "sessions"], **options: Any) -> IdPage:
+        page = super().list_ids(noun, **options)
+        again = [self.last] if options.get("cursor") and self.last else []
+        self.last = page.ids[-1] if page.ids else None
+        return IdPage([*again, *page.ids][: options.get("limit", 1000)], page.next_cursor)
+
+
+class IgnoresTheLimitOfIds(Passing):
+    def list_ids(self, noun: Literal["runs", "sessions"], **options: Any) -> IdPage:
+        return super().list_ids(noun, **{**options, "limit": EVERYTHING})
+
+
+class EndsAfterAPageOfIds(Passing):
+    def list_ids(self, noun: Literal["runs", "sessions"], **options: Any) -> IdPage:
+        return IdPage(super().list_ids(noun, **options).ids)
+
+
+class TakesOffsetsForCursorsOfIds(Passing):
+    """A delete before the cursor then skips an id."""
+
+    def list_ids(
+        self, noun: Literal["runs", "sessions"], *, limit: int = 1000, cursor: str | None = None, **_: Any
+    ) -> IdPage:
+        start = int(cursor or 0)
+        ids = super().list_ids(noun, limit=EVERYTHING).ids
+        following = str(start + limit) if start + limit < len(ids) else None
+        return IdPage(ids[start : start + limit], following)
+
+
+class FoldsTheCaseOfListedIds(Passing):
+    def list_ids(self, noun: Literal["runs", "sessions"], **options: Any) -> IdPage:
+        page = super().list_ids(noun, **options)
+        return IdPage([id_.lower() for id_ in page.ids], page.next_cursor)
+
+
+class ListsDeletedIds(Passing):
+    def __init__(self, inner: Repository) -> None:
+        super().__init__(inner)
+        self.deleted: list[str] = []
+
+    def delete_run(self, run_id: str) -> bool:
+        self.deleted.append(run_id)
+        return super().delete_run(run_id)
+
+    def list_ids(self, noun: Literal["runs", "sessions"], **options: Any) -> IdPage:
+        page = super().list_ids(noun, **options)
+        return page if noun == "sessions" else IdPage(page.ids + self.deleted, page.next_cursor)
+
+
+class ListsRunsForAnyNoun(Passing):
+    def list_ids(self, noun: Literal["runs", "sessions"], **options: Any) -> IdPage:
+        return super().list_ids("sessions" if noun == "sessions" else "runs", **options)
+
+
 # ── sessions ─────────────────────────────────────────────────────────────────────────────────
 
 
@@ -1070,6 +1157,16 @@ BROKEN_CAPABILITY: dict[type[Passing], str] = {
     ClearsOnlyRuns: "test_clear_empties",
     WatchesItsOwn: "test_changing_a_watched_event_changes_nothing_stored",
     DeliversWhatIsUndone: "test_a_watcher_in_a_transaction_sees_its_writes",
+    ListsNoRunsOfEventsOnly: "test_ids_of_runs_are_listed",
+    ListsRunsWithEventsTwice: "test_ids_of_runs_are_listed",
+    ListsOnlySessionsWithRuns: "test_ids_of_sessions_are_listed",
+    ListsTheLastIdAgain: "test_pages_of_ids_have_each_once",
+    IgnoresTheLimitOfIds: "test_pages_of_ids_have_each_once",
+    EndsAfterAPageOfIds: "test_odd_ids_are_listed",
+    FoldsTheCaseOfListedIds: "test_odd_ids_are_listed",
+    ListsDeletedIds: "test_deleted_ids_are_not_listed",
+    TakesOffsetsForCursorsOfIds: "test_ids_that_stay_are_listed_while_others_come_and_go",
+    ListsRunsForAnyNoun: "test_ids_of_anything_else_are_refused",
 }
 """Breaks a promise that only a declared capability makes."""
 

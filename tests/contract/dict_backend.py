@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from threading import RLock
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from acp_store.checks import check_count, check_name, check_time, cursor_of, parse_cursor
+from acp_store.checks import check_count, check_name, check_noun, check_time, cursor_of, parse_cursor
 from acp_store.errors import ConflictError, PayloadError
 from acp_store.records import (
     Event,
+    IdPage,
     Message,
     Record,
     Run,
@@ -252,6 +253,13 @@ class CompleteDictRepository(Repository):
             return [_copy(event) for event in self._events.get(run_id, [])[start:stop]]
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────
+
+    def list_ids(self, noun: Literal["runs", "sessions"], *, limit: int = 1000, cursor: str | None = None) -> IdPage:
+        stop = check_count("limit", limit)
+        with self._lock:
+            found = {"runs": {*self._runs, *self._events}, "sessions": {*self._sessions}}[check_noun(noun)]
+        rest = sorted(id_ for id_ in found if cursor is None or id_ > cursor)
+        return IdPage(rest[:stop], rest[stop - 1] if 0 < stop < len(rest) else None)
 
     @contextmanager
     def transaction(self) -> Iterator[Repository]:

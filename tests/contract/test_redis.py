@@ -8,6 +8,7 @@ import pytest
 
 from acp_store.backends.redis import RedisRepository
 from acp_store.testing import RepositoryContract
+from tests.contract.flavours import ONE, OTHER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from tests.servers import RedisCluster
 
 
+@pytest.mark.parametrize("redis_url", [ONE], indirect=True)
 class TestOnOneServer(RepositoryContract):
-    """Redis and Valkey, by their URLs."""
+    """One server, by its URL."""
 
     @pytest.fixture
     def repository(self, redis_url: str) -> Iterator[Repository]:
@@ -25,6 +27,7 @@ class TestOnOneServer(RepositoryContract):
             yield repository
 
 
+@pytest.mark.parametrize("redis_url", [OTHER], indirect=True)
 class TestForEver(RepositoryContract):
     """Without an expiry, below a prefix that is a pattern."""
 

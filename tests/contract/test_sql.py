@@ -53,6 +53,8 @@ class TestFromEngine(RepositoryContract):
         engine.dispose()
 
 
+# What the two kinds of hosts need of the databases is looked at in tests/sql/test_host.py, on both.
+@pytest.mark.parametrize("shared_url", ["sqlite"], indirect=True)
 class TestFromConnection(RepositoryContract):
     """Inside a host application's transaction."""
 
@@ -65,6 +67,7 @@ class TestFromConnection(RepositoryContract):
         engine.dispose()
 
 
+@pytest.mark.parametrize("shared_url", ["postgresql"], indirect=True)
 class TestFromSession(RepositoryContract):
     """Inside a host application's orm Session."""
 
