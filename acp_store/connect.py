@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from inspect import signature
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -43,7 +44,10 @@ def open_repository(
     """
     cache_url = _resolve_cache(cache)
     url = resolve_url(url)
-    repository = RedisRepository(url, **options) if _is_redis(url) else SQLRepository(url, **options)
+    kind = RedisRepository if _is_redis(url) else SQLRepository
+    if unknown := options.keys() - signature(kind).parameters.keys():
+        raise ConfigurationError(f"no options of {kind.__name__}: {', '.join(sorted(unknown))}")
+    repository = kind(url, **options)
     try:
         if isinstance(repository, SQLRepository):
             repository.require_schema(upgrade=upgrade)

@@ -34,7 +34,7 @@ The program `acp-store` comes with the extra `cli`: `pip install 'acp-store[cli]
   `acp_store.version` and so on.
 - **Exit code**: 0 done; 1 failed, and one line on stderr, `error: ...`, says why; 2 wrong usage. As with other
   programs, 130 means interrupted, and 141 that whoever read the output went away.
-- `--url`, `--schema` and `--json` may also stand before the command.
+- `--url`, `--schema` and `--json` may also stand before the command; `copy` takes only `--json` of them.
 """
 
 

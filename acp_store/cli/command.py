@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,8 +39,9 @@ class Shared:
     def open(self, **options: Any) -> Repository:
         """Open the repository to work on."""
         from acp_store.connect import open_repository
+        from acp_store.repository import given
 
-        return open_repository(self.database, schema=self.schema, **options)
+        return open_repository(self.database, **given(schema=self.schema), **options)
 
 
 def shared_options(
@@ -79,20 +80,30 @@ def group(description: str) -> typer.Typer:
     )
 
 
-def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], None]:
+def command(app: typer.Typer, name: str, *, without: Collection[str] = ()) -> Callable[[Callable[..., None]], None]:
     """Return a decorator that makes a command of a function that takes `Shared` first.
 
     The command has the function's other parameters, and the shared options after them.
+
+    Args:
+        app: The group to add it to.
+        name: What it is called there.
+        without: Shared options that it has not, and refuses where they stand before it.
     """
 
     def register(function: Callable[..., None]) -> None:
-        def run(context: typer.Context, url: str | None, schema: str | None, json: bool, **given: Any) -> None:
+        def run(context: typer.Context, **given: Any) -> None:
             before: Shared = context.obj
-            function(Shared(url or before.url, schema or before.schema, json or before.json), **given)
+            for option in without:
+                if getattr(before, option):
+                    raise typer.BadParameter(f"{name} has no such option", context, param_hint=f"'--{option}'")
+            url, schema, json = (given.pop(each, None) or getattr(before, each) for each in ("url", "schema", "json"))
+            function(Shared(url, schema, json), **given)
 
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
         shared = inspect.signature(shared_options, eval_str=True).parameters.values()
-        parameters = [each.replace(kind=each.KEYWORD_ONLY) for each in (*own, *shared)]
+        wanted = [each for each in shared if each.name not in without]
+        parameters = [each.replace(kind=each.KEYWORD_ONLY) for each in (*own, *wanted)]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {each.name: each.annotation for each in parameters}
         run.__doc__ = function.__doc__

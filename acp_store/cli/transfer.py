@@ -1,4 +1,4 @@
-"""``acp-store import`` and ``export``."""
+"""``acp-store import``, ``export`` and ``copy``."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from typing import IO, TYPE_CHECKING, Annotated
 import typer
 
 from acp_store.cli.command import Shared, command, group
-from acp_store.cli.output import print_json, print_table, progress
-from acp_store.errors import AcpStoreError, BackendUnavailableError
+from acp_store.cli.output import print_error, print_json, print_line, print_table, progress
+from acp_store.errors import AcpStoreError, BackendUnavailableError, SchemaError
 
 if TYPE_CHECKING:
+    from acp_store.cli.copying import Report
     from acp_store.records import Run, Session
     from acp_store.repository import Repository
 
@@ -97,6 +98,64 @@ def export(
         print_table([tuple(count.values())], [noun.upper() for noun in count])
 
 
+@command(app, "copy", without=("url", "schema"))
+def copy(
+    shared: Shared,
+    source: Annotated[str, typer.Argument(metavar="SRC", help="URL of the store to read")],
+    target: Annotated[str, typer.Argument(metavar="DST", help="URL of the store to write")],
+    *,
+    verify: Annotated[bool, typer.Option("--verify", help="Only compare; write nothing")] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace runs and sessions of DST that differ [default: report them]"),
+    ] = False,
+    upgrade: Annotated[
+        bool, typer.Option("--upgrade", help="Bring the tables of DST to this version first; create them if need be")
+    ] = False,
+    src_schema: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="PostgreSQL schema of SRC [default: as the role's search_path says]"),
+    ] = None,
+    dst_schema: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="PostgreSQL schema of DST [default: as the role's search_path says]"),
+    ] = None,
+) -> None:
+    """Copy all runs, sessions and events to another store, and verify that they arrived.
+
+    Whatever is missing in DST is written there: sessions with history and state, runs, and events in
+    their order, also of runs that have nothing else. Then each run and session is read from both and
+    compared by SHA-256. To go on after a failure, copy again: what is there is not written twice.
+
+    What DST has besides is left alone. A run or session that is another one there, or has more
+    events, is reported and stays as it is; --overwrite replaces it, but never events, a longer
+    history, or the status of a run that is over. Exits with 1 if anything differs in the end.
+
+    Not copied, as DST assigns its own: version and updated_at, recorded_at of events; nor idempotency
+    keys and the history of statuses. SRC is not locked: of what is written to it meanwhile, copy again.
+    """
+    from acp_store.cli.copying import Copying, Report
+
+    if verify and (overwrite or upgrade):
+        raise typer.BadParameter("it writes nothing", param_hint="'--verify'")
+    for name, url in (("SRC", source), ("DST", target)):
+        if not url:  # would be taken for the default database
+            raise typer.BadParameter("it is empty", param_hint=f"'{name}'")
+    if _place(source, src_schema) == _place(target, dst_schema):
+        raise typer.BadParameter("it is the same store as SRC", param_hint="'DST'")
+    report = Report()
+    with _opened("SRC", source, src_schema) as src, _opened("DST", target, dst_schema, upgrade=upgrade) as dst:
+        total = _count_all(src) if sys.stderr.isatty() else None
+        try:
+            with progress("comparing" if verify else "copying", total) as advance:
+                Copying(src, dst, report, advance, write=not verify, overwrite=overwrite).go()
+        finally:
+            _complain(report)
+    _print_report(report, as_json=shared.as_json)
+    if report.different:
+        raise typer.Exit(1)
+
+
 def _all_runs(repository: Repository) -> Iterator[Run]:
     cursor = None
     while True:
@@ -113,6 +172,69 @@ def _session_to_write(repository: Repository, run: Run) -> Session | None:
         return None
     older = repository.list_runs(session_id=run.session_id, created_before=run.created_at, limit=1, total=False)
     return None if older.runs else repository.get_session(run.session_id)
+
+
+@contextmanager
+def _opened(name: str, url: str, schema: str | None, *, upgrade: bool = False) -> Iterator[Repository]:
+    """Open one of the two stores of a copy, with its name in the error where that fails."""
+    from acp_store.connect import open_repository
+    from acp_store.repository import given
+
+    try:
+        repository = open_repository(url, upgrade=upgrade, **given(schema=schema))
+    except AcpStoreError as error:
+        can_upgrade = name == "DST" and isinstance(error, SchemaError) and error.found is None
+        raise AcpStoreError(f"{name}: {error}{'; or: copy with --upgrade' if can_upgrade else ''}") from error
+    with repository:
+        yield repository
+
+
+def _place(url: str, schema: str | None) -> tuple[object, ...]:
+    """Return what is the same for two ways to write the URL of one store."""
+    from acp_store.backends.sql.engine import parse_url
+    from acp_store.errors import ConfigurationError
+
+    try:
+        parsed = parse_url(url)
+    except ConfigurationError:  # another kind of store, or one that opening it will complain of
+        return url, schema
+    file = parsed.drivername.startswith("sqlite") and parsed.database
+    database = str(Path(file).resolve()) if file else parsed.database
+    return parsed.drivername, parsed.host, parsed.port, database, parsed.query, schema
+
+
+def _count_all(repository: Repository) -> int | None:
+    from acp_store.repository import Capability
+
+    if Capability.CLEAR not in repository.capabilities:
+        return None
+    stats = repository.stats()
+    return stats.runs + stats.sessions + stats.events
+
+
+def _complain(report: Report) -> None:
+    for line in report.complaints:
+        print_error(line)
+    if report.different > len(report.complaints):
+        print_error(f"{report.different - len(report.complaints)} more runs and sessions differ")
+
+
+def _print_report(report: Report, *, as_json: bool) -> None:
+    from acp_store.cli.copying import Fate
+
+    counts = {"runs": report.runs, "events": report.events, "sessions": report.sessions}
+    if as_json:
+        by_fate = {noun: {fate.value: count[fate] for fate in Fate} for noun, count in counts.items()}
+        print_json({**by_fate, "different": report.different})
+        return
+    print_table(
+        [(noun, *(count[fate] for fate in Fate)) for noun, count in counts.items()],
+        ("", *(fate.upper() for fate in Fate)),
+    )
+    if report.different:
+        print_line(f"{report.different} runs and sessions differ")
+    elif not any(count[Fate.COPIED] for count in counts.values()):
+        print_line("nothing was copied: DST has it all")
 
 
 def _reading(file: str) -> AbstractContextManager[IO[bytes]]:

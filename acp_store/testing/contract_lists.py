@@ -1,14 +1,16 @@
-"""The clauses on lists of runs."""
+"""The clauses on lists of runs and of ids."""
 
 from __future__ import annotations
 
 from datetime import timedelta, timezone
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import pytest
 
 from acp_store.repository import Capability, Repository
 from acp_store.testing import factories as make
 from acp_store.testing.factories import ODD_IDS, at
-from acp_store.testing.phrases import ids, needs, refused, walk, wire
+from acp_store.testing.phrases import history, ids, needs, refused, walk, wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +24,23 @@ __all__ = ["ListClauses"]
 
 # null, [1, {}, [], and ["x","y"]
 STRANGE_BASE64: Final = ("bnVsbA==", "WzFd", "e30=", "W10=", "WyJ4IiwieSJd")
+
+RUNS: Final = "runs"
+SESSIONS: Final = "sessions"
+
+
+def all_ids(repository: Repository, noun: Literal["runs", "sessions"], limit: int = 1000) -> list[str]:
+    """Return the ids of all pages, sorted; a page may be empty and not be the last."""
+    found: list[str] = []
+    cursor: str | None = None
+    for _ in range(10_000):
+        page = repository.list_ids(noun, limit=limit, cursor=cursor)
+        assert len(page.ids) <= limit
+        found += page.ids
+        cursor = page.next_cursor
+        if cursor is None:
+            return sorted(found)
+    pytest.fail("the cursor never ends")
 
 
 class ListClauses:
@@ -273,3 +292,108 @@ class ListClauses:
         for cursor in ("x", "-1", "garbage", "\U0001f600", "'; --", "a" * 5_000, *STRANGE_BASE64):
             with refused(cursor):
                 repository.list_runs(cursor=cursor)
+
+    # ── ids ────────────────────────────────────────────────────────────────────────────────────
+
+    @needs(Capability.IDS)
+    def test_nothing_has_no_ids(self, repository: Repository) -> None:
+        """An empty repository lists no ids of runs and none of sessions."""
+        assert all_ids(repository, RUNS) == []
+        assert all_ids(repository, SESSIONS) == []
+
+    @needs(Capability.IDS)
+    def test_ids_of_runs_are_listed(self, repository: Repository) -> None:
+        """Each run is listed once: with events, without, and one that has nothing but events."""
+        repository.save_run(make.run("both", session_id="session-1"))
+        for name in ("both", "only events", "only events"):
+            repository.add_event(name, make.generic_event())
+        repository.save_run(make.run("only a run"))
+        repository.save_run(make.run("only a run", status="completed"))
+        assert all_ids(repository, RUNS) == ["both", "only a run", "only events"]
+        assert all_ids(repository, SESSIONS) == []
+
+    @needs(Capability.IDS)
+    def test_ids_of_sessions_are_listed(self, repository: Repository) -> None:
+        """Each session is listed once, saved or made by appending, with runs or without."""
+        repository.save_session(make.session("saved"))
+        repository.save_session(make.session("saved", state=1))
+        repository.append_messages("appended to", ["http://a"])
+        repository.append_messages("appended to", ["http://b"])
+        repository.save_run(make.run("run-1", session_id="saved"))
+        assert history(repository, "appended to") == ["http://a", "http://b"]
+        assert all_ids(repository, SESSIONS) == ["appended to", "saved"]
+        assert all_ids(repository, RUNS) == ["run-1"]
+
+    @needs(Capability.IDS)
+    def test_pages_of_ids_have_each_once(self, repository: Repository) -> None:
+        """Following the cursor meets each id once, whatever the limit, and no page has more than that."""
+        for number in range(4):
+            repository.save_run(make.run(f"run {number}"))
+            repository.add_event(f"run {number}", make.generic_event())
+            repository.add_event(f"events {number}", make.generic_event())
+            repository.save_session(make.session(f"session {number}"))
+        runs = sorted(f"{kind} {number}" for number in range(4) for kind in ("run", "events"))
+        for limit in (1, 2, 3, 4, 7, 8, 9, 100):
+            assert all_ids(repository, RUNS, limit) == runs, limit
+            assert all_ids(repository, SESSIONS, limit) == [f"session {number}" for number in range(4)], limit
+        assert repository.list_ids(RUNS, limit=0).ids == []
+
+    @needs(Capability.IDS)
+    def test_odd_ids_are_listed(self, repository: Repository) -> None:
+        """Ids of any characters are listed as they are, in pages of any size."""
+        odd = sorted(ODD_IDS.values())
+        for number, id_ in enumerate(odd):
+            if number % 2:
+                repository.save_run(make.run(id_))
+            else:
+                repository.add_event(id_, make.generic_event())
+            repository.save_session(make.session(id_))
+        for limit in (1, 7, 1000):
+            assert all_ids(repository, RUNS, limit) == odd
+            assert all_ids(repository, SESSIONS, limit) == odd
+
+    @needs(Capability.IDS)
+    def test_deleted_ids_are_not_listed(self, repository: Repository) -> None:
+        """What was deleted is listed no longer; what else it was the id of still is."""
+        for name in ("gone", "stays"):
+            repository.save_run(make.run(f"run {name}", session_id=f"session {name}"))
+            repository.add_event(f"events {name}", make.generic_event())
+            repository.save_session(make.session(f"session {name}"))
+            repository.save_session(make.session(f"run {name}"))
+        for name in ("run gone", "events gone"):
+            repository.delete_run(name)
+        repository.delete_session("session gone")
+        assert all_ids(repository, RUNS) == ["events stays", "run stays"]
+        assert all_ids(repository, SESSIONS) == ["run gone", "run stays", "session stays"]
+
+    @needs(Capability.IDS)
+    def test_ids_that_stay_are_listed_while_others_come_and_go(self, repository: Repository) -> None:
+        """A walk meets each id that is there all the time once, also where its cursor's last id is deleted."""
+        staying = [f"stays {number}" for number in range(12)]
+        for number, name in enumerate(staying):
+            repository.save_run(make.run(name))
+            repository.save_run(make.run(f"goes {number:02}"))
+            repository.add_event(f"went {number:02}", make.generic_event())
+        walked: list[str] = []
+        cursor: str | None = None
+        for number in range(10_000):
+            page = repository.list_ids(RUNS, limit=5, cursor=cursor)
+            walked += page.ids
+            cursor = page.next_cursor
+            for name in [name for name in page.ids if name not in staying] + [f"goes {number:02}"]:
+                repository.delete_run(name)
+            repository.save_run(make.run(f"came {number % 50}"))
+            if cursor is None:
+                break
+        assert cursor is None, "the cursor never ends"
+        assert sorted(name for name in walked if name in staying) == sorted(staying)
+
+    @needs(Capability.IDS, Capability.STRICT_INPUT)
+    def test_ids_of_anything_else_are_refused(self, repository: Repository) -> None:
+        """Ids of another noun, and pages of a strange size, raise a `PayloadError`."""
+        for noun in ("events", "run", "RUNS", "", None, 1):
+            with refused(noun):
+                repository.list_ids(noun)  # type: ignore[arg-type]
+        for limit in (-1, None, "1", 1.0, True):
+            with refused(limit):
+                repository.list_ids(RUNS, limit=limit)  # type: ignore[arg-type]

@@ -104,18 +104,15 @@ def test_whatever_cancels_waits_for_the_call(bounded: Callable[[Awaitable[object
     async def main() -> None:
         async with AsyncRepository(backend) as repository:
             backend.adding.shut()
-            adding = repository.add_event("run", EVENT)
-            # A group's other task fails before a call can run: let it run first.
-            running = asyncio.create_task(adding) if bounded is _in_group else adding
-            if bounded is _in_group:
-                await until(lambda: backend.adding.reached)
-            task = asyncio.ensure_future(bounded(running))
+            adding = asyncio.create_task(repository.add_event("run", EVENT))
             await until(lambda: backend.adding.reached)
+            task = asyncio.ensure_future(bounded(adding))
             finished, _ = await asyncio.wait({task}, timeout=0.05)
             assert not finished
             backend.adding.open()
             with pytest.raises(TimeoutError):
                 await task
+            assert adding.cancelled()
             assert len(backend.get_events("run")) == 1
         assert len(backend.get_events("run")) == 1
 
@@ -183,6 +180,35 @@ def test_a_waiting_call_is_cancelled_at_once() -> None:
             await asyncio.gather(*running, *waiting[1::2])
         assert Counter(_payloads(backend.get_events("run"))) == {1: 2, 2: 10}
         assert backend.adding.reached == 12
+
+    asyncio.run(main())
+
+
+def test_a_call_that_never_ran_is_forgotten() -> None:
+    """A call that was cancelled while it waited for a thread keeps nothing, long before its time limit."""
+    backend = GatedRepository(calls=1)
+
+    async def cancel_one(repository: AsyncRepository) -> weakref.ref[Event]:
+        event = Event(type="large")
+        waiting = asyncio.create_task(repository.add_event("run", event))
+        await turns()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        return weakref.ref(event)
+
+    async def main() -> None:
+        async with AsyncRepository(backend) as repository:
+            backend.adding.shut()
+            running = asyncio.create_task(repository.add_event("run", EVENT))
+            await until(lambda: backend.adding.reached)
+            gone = await cancel_one(repository)
+            backend.adding.open()
+            await running
+            await repository.ping()  # the thread has come to what waited
+            await turns()
+            gc.collect()
+            assert gone() is None
 
     asyncio.run(main())
 

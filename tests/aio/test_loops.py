@@ -121,7 +121,7 @@ def test_a_watcher_whose_loop_was_stopped(url: str) -> None:
     """A watcher that waits in a loop which is stopped and closed harms nobody, and can be asked in another."""
     repository = open_async_repository(url)
     watch = repository.watch_events("run")
-    with _lost_task(anext(watch), lambda: subscriptions(repository) == 1):
+    with _lost_task(anext(watch), lambda: watch._flag._waiter):
         # Whoever writes now wakes a watcher whose loop is closed.
         assert asyncio.run(_add(repository, 1)) == [1]
     other = repository.watch_events("run")
@@ -159,6 +159,26 @@ def test_calls_that_wait_when_their_loop_is_closed() -> None:
         added = asyncio.run(_add(repository, 1))
     asyncio.run(repository.aclose())
     assert added[0] == len(backend.get_events("run"))
+
+
+def test_a_transaction_that_waits_when_its_loop_is_closed() -> None:
+    """A transaction that waits for a thread when its loop is closed does not take one."""
+    backend = GatedRepository(calls=1)
+    repository = AsyncRepository(backend)
+
+    async def begin() -> None:
+        running = asyncio.create_task(repository.add_event("run", EVENT))
+        await until(lambda: backend.adding.reached)
+        async with repository.transaction() as inside:
+            await inside.add_event("run", EVENT)
+        await running
+
+    backend.adding.shut()
+    with _lost_task(begin(), lambda: repository._workers._queue.qsize() == 1):
+        backend.adding.open()
+        assert asyncio.run(asyncio.wait_for(_add(repository, 1), 20)) == [2]
+    asyncio.run(repository.aclose())
+    assert backend.endings == []
 
 
 @contextmanager

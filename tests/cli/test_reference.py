@@ -43,6 +43,7 @@ def test_every_command_is_in_the_reference(script: ModuleType) -> None:
         "db create",
         "import",
         "export",
+        "copy",
         "runs",
         "runs list",
         "runs show",

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pytest
 
@@ -16,6 +16,7 @@ from acp_store import (
     AsyncRepository,
     Capability,
     Event,
+    IdPage,
     Limits,
     Repository,
     Run,
@@ -141,6 +142,9 @@ class Awaited(Repository):
         self, session_id: str, messages: Sequence[MessageLike], *, state: Any | Unset = UNSET
     ) -> Session:
         return self._loop.run(self._repository.append_messages(session_id, messages, state=state))
+
+    def list_ids(self, noun: Literal["runs", "sessions"], *, limit: int = 1000, cursor: str | None = None) -> IdPage:
+        return self._loop.run(self._repository.list_ids(noun, limit=limit, cursor=cursor))
 
     def add_event(self, run_id: str, event: EventLike, *, key: str | None = None) -> Event:
         return self._loop.run(self._repository.add_event(run_id, event, key=key))
