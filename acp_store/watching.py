@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from threading import Event as Flag
 from threading import RLock
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Protocol, Self
 from weakref import WeakSet
 
 from acp_store.checks import check_count, check_name, check_seconds
@@ -19,10 +19,7 @@ from acp_store.errors import BackendUnavailableError, ClosedError
 from acp_store.forks import tell_of_forks
 from acp_store.records import TERMINAL_STATUSES, Event
 
-if TYPE_CHECKING:
-    from acp_store.repository import Repository
-
-__all__ = ["Notifier", "Subscription", "Tail", "Watch"]
+__all__ = ["Followed", "Notifier", "Subscription", "Tail", "Watch"]
 
 PAGE: Final = 100
 """How many events a watcher reads, and holds, at once."""
@@ -36,6 +33,19 @@ LAST_WORD_SECONDS: Final = 1.0
 """How long a terminal run may be silent before its watcher takes it for over without a terminal event."""
 
 _TERMINAL_EVENTS: Final = frozenset(f"run.{status.value}" for status in TERMINAL_STATUSES)
+
+
+class Followed(Protocol):
+    """What a watcher asks of a repository; `acp_store.repository.Repository` says what is promised."""
+
+    def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
+        """Return events of a run in order of `seq`."""
+
+    def get_status(self, run_id: str) -> str | None:
+        """Return the status of a run, or None where there is no run."""
+
+    def subscribe(self, run_id: str, wake: Callable[[], object]) -> Subscription:
+        """Have `wake` called soon after each change of a run."""
 
 
 class Subscription:
@@ -153,7 +163,7 @@ class Tail:
         self._quiet_since: float | None = None
         self._failing_since: float | None = None
 
-    def read(self, repository: Repository, *, woken: bool, hears_all: bool) -> list[Event]:
+    def read(self, repository: Followed, *, woken: bool, hears_all: bool) -> list[Event]:
         """Return the next events, at most a page of them; none if there is nothing new.
 
         A backend that is away for a while, as for a restart, is no news.
@@ -201,7 +211,7 @@ class Tail:
         self._had_last_word = self._had_last_word or any(event.type in _TERMINAL_EVENTS for event in events)
         return self._had_last_word and len(events) < PAGE
 
-    def _judge(self, repository: Repository, started: float, *, drained: bool) -> None:
+    def _judge(self, repository: Followed, started: float, *, drained: bool) -> None:
         # An event may come between a look at the events and a look at the status, so the status
         # that ends a watch was seen before the events that were none.
         over_since, self._over_since = self._over_since, None
@@ -222,7 +232,7 @@ class Tail:
                 )
             )
 
-    def _has_lost_what_it_saw(self, repository: Repository) -> bool:
+    def _has_lost_what_it_saw(self, repository: Followed) -> bool:
         return self._delivered and not repository.get_events(self.run_id, 1, self._seen - 1)
 
     def _plan(self, found: int, *, woken: bool, hears_all: bool) -> None:
@@ -251,7 +261,7 @@ class Tail:
 class Watch(Iterator[Event]):
     """The events of a run as they come, for a thread: what `Repository.watch_events` returns."""
 
-    def __init__(self, repository: Repository, tail: Tail) -> None:
+    def __init__(self, repository: Followed, tail: Tail) -> None:
         self._repository = repository
         self._tail = tail
         self._page: deque[Event] = deque()

@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "acp_store"
 LAYERS = (
     ("errors",),
     ("records", "checks", "codec", "forks"),
-    ("repository", "watching"),
+    ("watching",),
+    ("repository",),
     ("models",),
     ("backends.sql", "backends.redis"),
     ("decorators",),

@@ -10,8 +10,7 @@ from functools import partial
 
 from acp_store.aio.workers import Call
 from acp_store.records import Event
-from acp_store.repository import Repository
-from acp_store.watching import Subscription, Tail
+from acp_store.watching import Followed, Subscription, Tail
 
 __all__ = ["AsyncWatch"]
 
@@ -58,13 +57,14 @@ class AsyncWatch(AsyncIterator[Event]):
     again.
     """
 
-    def __init__(self, repository: Repository, tail: Tail, run: Callable[[Call[None]], Call[None]]) -> None:
+    def __init__(self, repository: Followed, tail: Tail, run: Callable[[Call[None]], Call[None]]) -> None:
         self._repository = repository
         self._tail = tail
         self._run = run
         self._page: deque[Event] = deque()
         self._flag = _Flag()
         self._subscription: Subscription | None = None
+        self._woken = False
         self._closed = False
 
     async def __anext__(self) -> Event:
@@ -75,10 +75,11 @@ class AsyncWatch(AsyncIterator[Event]):
                 break
             if self._subscription is None:
                 self._subscription = self._repository.subscribe(self._tail.run_id, self._flag.raise_)
-            woken = await self._flag.wait(self._tail.pause())
+            # Kept until there was a look: this may be cancelled before it.
+            self._woken = await self._flag.wait(0 if self._woken else self._tail.pause()) or self._woken
             if not self._closed:
-                read = partial(self._read, woken=woken, hears_all=self._subscription.hears_all)
-                await self._run(Call(read))
+                await self._run(Call(partial(self._read, self._subscription)))
+                self._woken = False
         await self.aclose()
         raise StopAsyncIteration
 
@@ -93,6 +94,7 @@ class AsyncWatch(AsyncIterator[Event]):
         """Have it look at once."""
         self._flag.raise_()
 
-    def _read(self, *, woken: bool, hears_all: bool) -> None:
+    def _read(self, subscription: Subscription) -> None:
         # What was read is kept here: a cancelled task never gets the result of the call.
-        self._page.extend(self._tail.read(self._repository, woken=woken, hears_all=hears_all))
+        events = self._tail.read(self._repository, woken=self._woken, hears_all=subscription.hears_all)
+        self._page.extend(events)

@@ -49,7 +49,10 @@ class Call(asyncio.Future[T]):
 
     def cancel(self, msg: Any | None = None) -> bool:
         """End the wait of a call that does not run yet; else refuse, which has the task await its end first."""
-        return not self._sure and self.take() and super().cancel(msg)
+        if self._sure or not self.take():
+            return False
+        self._stop_timer()
+        return super().cancel(msg)
 
     def take(self) -> bool:
         """Whether the caller is the first to want to run or to end it."""

@@ -7,36 +7,40 @@ import random
 import re
 import threading
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
-
-from pydantic_core import from_json, to_json
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from acp_store.checks import check_count, check_name
-from acp_store.codec import decode_events, decode_record, encode
 from acp_store.decorators import fence
+from acp_store.decorators.decorator import Decorator
 from acp_store.decorators.line import AwayError, Line, Link, Script
+from acp_store.decorators.values import (
+    page_of,
+    run_of,
+    session_of,
+    status_of,
+    text_of,
+    text_of_page,
+    text_of_status,
+)
 from acp_store.errors import ConfigurationError, OutcomeUnknownError, PayloadError
 from acp_store.forks import tell_of_forks
-from acp_store.records import TERMINAL_STATUSES, Event, IdPage, Run, RunPage, Session, StoreStats, as_record
+from acp_store.records import TERMINAL_STATUSES, Event, Run, Session, as_record
 from acp_store.repository import (
     UNSET,
     Capability,
     EventLike,
-    Limits,
     MessageLike,
     Repository,
     RunLike,
     SessionLike,
     Unset,
-    given,
 )
-from acp_store.watching import Subscription, Watch
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -48,7 +52,9 @@ FORMAT: Final = b"1"
 JITTER: Final = 0.1
 """How much shorter than its time to live a value may live, so that not all expire at once."""
 LEASE_SECONDS: Final = 3.0
-"""How long others wait for whoever reads the database for all of them."""
+"""How long whoever reads the database for all others has time for it."""
+PATIENCE_SECONDS: Final = 1.5 * LEASE_SECONDS
+"""How long others wait: beyond the lease of one that died, for the next one."""
 MARK_SECONDS: Final = 60.0
 """Least time for which the mark of a writer that died keeps a thing uncached."""
 FIRST_WAIT_SECONDS: Final = 0.002
@@ -63,7 +69,6 @@ _READ, _FILL, _BEGIN, _END = map(Script, (fence.READ, fence.FILL, fence.BEGIN, f
 _RUN, _STATUS, _SESSION = b"run", b"status", b"session"
 
 T = TypeVar("T")
-R = TypeVar("R", Run, Session)
 _Kept: TypeAlias = tuple[dict[bytes, bytes], float]
 """Fields and values to keep, and for how many seconds."""
 
@@ -87,7 +92,52 @@ class CacheStats:
     breaker: str
 
 
-class CachedRepository(Repository):
+class _Noting(Decorator):
+    """Says of each write what it is about to change."""
+
+    def save_run(self, run: RunLike, *, expected_version: int | None = None, force: bool = False) -> Run:
+        run = as_record(Run, run)
+        with self._changing(_run(check_name("run id", run.run_id))):
+            return super().save_run(run, expected_version=expected_version, force=force)
+
+    def delete_run(self, run_id: str) -> bool:
+        run_id = check_name("run id", run_id)
+        with self._changing(_run(run_id), _events(run_id)):
+            return super().delete_run(run_id)
+
+    def save_session(self, session: SessionLike, *, expected_version: int | None = None) -> Session:
+        session = as_record(Session, session)
+        with self._changing(_session(check_name("session id", session.id))):
+            return super().save_session(session, expected_version=expected_version)
+
+    def delete_session(self, session_id: str) -> bool:
+        session_id = check_name("session id", session_id)
+        with self._changing(_session(session_id)):
+            return super().delete_session(session_id)
+
+    def append_messages(
+        self, session_id: str, messages: Sequence[MessageLike], *, state: Any | Unset = UNSET
+    ) -> Session:
+        session_id = check_name("session id", session_id)
+        with self._changing(_session(session_id)):
+            return super().append_messages(session_id, messages, state=state)
+
+    def add_event(self, run_id: str, event: EventLike, *, key: str | None = None) -> Event:
+        run_id = check_name("run id", run_id)
+        with self._changing(_events(run_id)):
+            return super().add_event(run_id, event, key=key)
+
+    def add_events(self, run_id: str, events: Sequence[EventLike]) -> list[Event]:
+        run_id = check_name("run id", run_id)
+        with self._changing(_events(run_id)):
+            return super().add_events(run_id, events)
+
+    @abstractmethod
+    def _changing(self, *things: bytes) -> AbstractContextManager[None]:
+        """Return a context manager to change things in."""
+
+
+class CachedRepository(_Noting):
     """Remembers runs, the events of terminal runs, and sessions in Redis, around any repository.
 
     A read never returns a value older than the last acknowledged write of any client that reached
@@ -120,7 +170,7 @@ class CachedRepository(Repository):
             raise ConfigurationError(
                 "no cache around a repository that shares a connection with its caller: what it reads may be undone"
             )
-        self._inner = inner
+        super().__init__(inner)
         self._ttl = _check_ttl("ttl", ttl)
         self._terminal_ttl = _check_ttl("terminal_ttl", terminal_ttl)
         self._prefix = prefix.encode() + b"cache:" + FORMAT + b":"
@@ -130,19 +180,6 @@ class CachedRepository(Repository):
         self._lock = threading.Lock()
         self._line = Line(redis, self._catch_up, lambda: bool(self._missed))
         tell_of_forks(self)
-
-    @property
-    def inner(self) -> Repository:
-        """The repository that is asked where Redis does not know."""
-        return self._inner
-
-    @property
-    def capabilities(self) -> frozenset[Capability]:
-        return self._inner.capabilities
-
-    @property
-    def limits(self) -> Limits:
-        return self._inner.limits
 
     def cache_stats(self) -> CacheStats:
         """Return what this object did so far."""
@@ -156,10 +193,10 @@ class CachedRepository(Repository):
         def keep(run: Run | None) -> _Kept:
             if run is None:
                 return {}, 0
-            return {_RUN: _text_of(run), _STATUS: _text_of_status(run_id, run.status)}, self._ttl_of(run.status)
+            return {_RUN: text_of(run), _STATUS: text_of_status(run_id, run.status)}, self._ttl_of(run.status)
 
         return self._remember(
-            _run(run_id), _RUN, lambda value: _run_of(value, run_id), lambda: self._inner.get_run(run_id), keep
+            _run(run_id), _RUN, lambda value: run_of(value, run_id), lambda: self._inner.get_run(run_id), keep
         )
 
     def get_status(self, run_id: str) -> str | None:
@@ -174,9 +211,9 @@ class CachedRepository(Repository):
         return self._remember(
             _events(run_id),
             f"{limit} {offset}".encode(),
-            lambda value: _page_of(value, run_id, limit, offset),
+            lambda value: page_of(value, run_id, limit, offset),
             lambda: self._inner.get_events(run_id, limit, offset),
-            lambda events: ({f"{limit} {offset}".encode(): _text_of_page(run_id, events)}, self._terminal_ttl),
+            lambda events: ({f"{limit} {offset}".encode(): text_of_page(run_id, events)}, self._terminal_ttl),
         )
 
     def get_session(self, session_id: str) -> Session | None:
@@ -184,88 +221,10 @@ class CachedRepository(Repository):
         return self._remember(
             _session(session_id),
             _SESSION,
-            lambda value: _session_of(value, session_id),
+            lambda value: session_of(value, session_id),
             lambda: self._inner.get_session(session_id),
-            lambda session: ({} if session is None else {_SESSION: _text_of(session)}, self._ttl),
+            lambda session: ({} if session is None else {_SESSION: text_of(session)}, self._ttl),
         )
-
-    def list_runs(
-        self,
-        *,
-        agent_name: str | None = None,
-        session_id: str | None = None,
-        status: str | None = None,
-        created_after: datetime | None = None,
-        created_before: datetime | None = None,
-        limit: int = 10,
-        offset: int = 0,
-        cursor: str | None = None,
-        total: bool = True,
-    ) -> RunPage:
-        filters = given(
-            agent_name=agent_name,
-            session_id=session_id,
-            status=status,
-            created_after=created_after,
-            created_before=created_before,
-            cursor=cursor,
-            total=None if total else False,
-        )
-        return self._inner.list_runs(**filters, limit=limit, offset=offset)
-
-    def list_ids(self, noun: Literal["runs", "sessions"], *, limit: int = 1000, cursor: str | None = None) -> IdPage:
-        return self._inner.list_ids(noun, limit=limit, cursor=cursor)
-
-    def watch_events(self, run_id: str, *, after: int = 0, timeout: float | None = None) -> Watch:
-        return self._inner.watch_events(run_id, after=after, timeout=timeout)
-
-    def subscribe(self, run_id: str, wake: Callable[[], object]) -> Subscription:
-        return self._inner.subscribe(run_id, wake)
-
-    def stats(self) -> StoreStats:
-        return self._inner.stats()
-
-    def ping(self) -> bool:
-        return self._inner.ping()
-
-    # ── writes ───────────────────────────────────────────────────────────────────────────────
-
-    def save_run(self, run: RunLike, *, expected_version: int | None = None, force: bool = False) -> Run:
-        run = as_record(Run, run)
-        with self._changing(_run(check_name("run id", run.run_id))):
-            return self._inner.save_run(run, **given(expected_version=expected_version, force=force or None))
-
-    def delete_run(self, run_id: str) -> bool:
-        run_id = check_name("run id", run_id)
-        with self._changing(_run(run_id), _events(run_id)):
-            return self._inner.delete_run(run_id)
-
-    def save_session(self, session: SessionLike, *, expected_version: int | None = None) -> Session:
-        session = as_record(Session, session)
-        with self._changing(_session(check_name("session id", session.id))):
-            return self._inner.save_session(session, **given(expected_version=expected_version))
-
-    def delete_session(self, session_id: str) -> bool:
-        session_id = check_name("session id", session_id)
-        with self._changing(_session(session_id)):
-            return self._inner.delete_session(session_id)
-
-    def append_messages(
-        self, session_id: str, messages: Sequence[MessageLike], *, state: Any | Unset = UNSET
-    ) -> Session:
-        session_id = check_name("session id", session_id)
-        with self._changing(_session(session_id)):
-            return self._inner.append_messages(session_id, messages, state=state)
-
-    def add_event(self, run_id: str, event: EventLike, *, key: str | None = None) -> Event:
-        run_id = check_name("run id", run_id)
-        with self._changing(_events(run_id)):
-            return self._inner.add_event(run_id, event, **given(key=key))
-
-    def add_events(self, run_id: str, events: Sequence[EventLike]) -> list[Event]:
-        run_id = check_name("run id", run_id)
-        with self._changing(_events(run_id)):
-            return self._inner.add_events(run_id, events)
 
     def clear(self) -> None:
         try:
@@ -290,12 +249,12 @@ class CachedRepository(Repository):
 
     def _status_of(self, run_id: str, *, counted: bool = True) -> str | None:
         def keep(status: str | None) -> _Kept:
-            return ({}, 0) if status is None else ({_STATUS: _text_of_status(run_id, status)}, self._ttl_of(status))
+            return ({}, 0) if status is None else ({_STATUS: text_of_status(run_id, status)}, self._ttl_of(status))
 
         return self._remember(
             _run(run_id),
             _STATUS,
-            lambda value: _status_in(value, run_id),
+            lambda value: status_of(value, run_id),
             lambda: self._inner.get_status(run_id),
             keep,
             counted=counted,
@@ -340,7 +299,7 @@ class CachedRepository(Repository):
         self, thing: bytes, field: bytes, decode: Callable[[bytes], T], *, garbage: bool
     ) -> tuple[tuple[T] | None, bytes | None]:
         """Return a lease to fill with, or the value in a tuple where another brought it, or neither."""
-        end = time.monotonic() + LEASE_SECONDS
+        end = time.monotonic() + PATIENCE_SECONDS
         wait = FIRST_WAIT_SECONDS
         token = os.urandom(8).hex()
         while True:
@@ -482,95 +441,28 @@ class CachedRepository(Repository):
         self._missed.after_fork()
 
 
-class _Inside(Repository):
+class _Inside(_Noting):
     """The repository of a transaction: reads what the transaction sees, and notes what it changes."""
 
     def __init__(self, inner: Repository, changed: set[bytes]) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._changed = changed
-
-    @property
-    def capabilities(self) -> frozenset[Capability]:
-        return self._inner.capabilities
-
-    @property
-    def limits(self) -> Limits:
-        return self._inner.limits
-
-    def get_run(self, run_id: str) -> Run | None:
-        return self._inner.get_run(run_id)
-
-    def get_status(self, run_id: str) -> str | None:
-        return self._inner.get_status(run_id)
-
-    def save_run(self, run: RunLike, *, expected_version: int | None = None, force: bool = False) -> Run:
-        run = as_record(Run, run)
-        self._changed.add(_run(check_name("run id", run.run_id)))
-        return self._inner.save_run(run, **given(expected_version=expected_version, force=force or None))
-
-    def delete_run(self, run_id: str) -> bool:
-        run_id = check_name("run id", run_id)
-        self._changed.update((_run(run_id), _events(run_id)))
-        return self._inner.delete_run(run_id)
-
-    def list_runs(self, **filters: Any) -> RunPage:
-        return self._inner.list_runs(**filters)
-
-    def get_session(self, session_id: str) -> Session | None:
-        return self._inner.get_session(session_id)
-
-    def save_session(self, session: SessionLike, *, expected_version: int | None = None) -> Session:
-        session = as_record(Session, session)
-        self._changed.add(_session(check_name("session id", session.id)))
-        return self._inner.save_session(session, **given(expected_version=expected_version))
-
-    def delete_session(self, session_id: str) -> bool:
-        self._changed.add(_session(check_name("session id", session_id)))
-        return self._inner.delete_session(session_id)
-
-    def append_messages(
-        self, session_id: str, messages: Sequence[MessageLike], *, state: Any | Unset = UNSET
-    ) -> Session:
-        self._changed.add(_session(check_name("session id", session_id)))
-        return self._inner.append_messages(session_id, messages, state=state)
-
-    def add_event(self, run_id: str, event: EventLike, *, key: str | None = None) -> Event:
-        self._changed.add(_events(check_name("run id", run_id)))
-        return self._inner.add_event(run_id, event, **given(key=key))
-
-    def add_events(self, run_id: str, events: Sequence[EventLike]) -> list[Event]:
-        self._changed.add(_events(check_name("run id", run_id)))
-        return self._inner.add_events(run_id, events)
-
-    def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
-        return self._inner.get_events(run_id, limit, offset)
-
-    def list_ids(self, noun: Literal["runs", "sessions"], *, limit: int = 1000, cursor: str | None = None) -> IdPage:
-        return self._inner.list_ids(noun, limit=limit, cursor=cursor)
-
-    def watch_events(self, run_id: str, *, after: int = 0, timeout: float | None = None) -> Watch:
-        return self._inner.watch_events(run_id, after=after, timeout=timeout)
-
-    def subscribe(self, run_id: str, wake: Callable[[], object]) -> Subscription:
-        return self._inner.subscribe(run_id, wake)
 
     @contextmanager
     def transaction(self) -> Iterator[Repository]:
         with self._inner.transaction() as inner:
             yield _Inside(inner, self._changed)
 
-    def stats(self) -> StoreStats:
-        return self._inner.stats()
-
     def clear(self) -> None:
         self._changed.add(_ALL)
         self._inner.clear()
 
-    def ping(self) -> bool:
-        return self._inner.ping()
-
     def close(self) -> None:
         """Do nothing: the transaction's block ends it."""
+
+    def _changing(self, *things: bytes) -> AbstractContextManager[None]:
+        self._changed.update(things)
+        return nullcontext()
 
 
 class _Missed:
@@ -642,70 +534,6 @@ def _decoded(decode: Callable[[bytes], T], value: bytes) -> tuple[T] | None:
         return (decode(value),)
     except (ValueError, TypeError, LookupError, RecursionError):
         return None
-
-
-def _text_of(record: Run | Session) -> bytes:
-    """Return a record as text: version, time of the save, for a run of its creation, and its JSON."""
-    # The JSON of a run that came without a time of creation has none.
-    times = (record.updated_at, record.created_at if isinstance(record, Run) else None)
-    words = ["-" if time is None else time.isoformat() for time in times]
-    return " ".join((str(record.version or 0), *words, encode("cached record", record))).encode()
-
-
-def _record_of(kind: type[R], value: bytes) -> R:
-    version, updated_at, created_at, text = value.decode().split(" ", 3)
-    record = decode_record(kind, text, in_order=text[1] != " ")
-    record.__dict__["version"] = int(version) or None
-    record.__dict__["updated_at"] = None if updated_at == "-" else datetime.fromisoformat(updated_at)
-    if isinstance(record, Run) and "created_at" not in record.model_fields_set:
-        record.__dict__["created_at"] = datetime.fromisoformat(created_at)
-    return record
-
-
-def _run_of(value: bytes, run_id: str) -> Run:
-    run = _record_of(Run, value)
-    if run.run_id != run_id:
-        raise ValueError("another run")
-    return run
-
-
-def _session_of(value: bytes, session_id: str) -> Session:
-    session = _record_of(Session, value)
-    if session.id != session_id:
-        raise ValueError("another session")
-    return session
-
-
-def _text_of_status(run_id: str, status: str) -> bytes:
-    return to_json([run_id, status])
-
-
-def _status_in(value: bytes, run_id: str) -> str:
-    of, status = from_json(value)
-    if of != run_id:
-        raise ValueError("another run")
-    return check_name("status", status)
-
-
-def _text_of_page(run_id: str, events: Sequence[Event]) -> bytes:
-    lines = [to_json(run_id).decode()]
-    for event in events:
-        recorded_at = "-" if event.recorded_at is None else event.recorded_at.isoformat()
-        lines.append(f"{event.seq} {recorded_at} {encode('cached event', event)}")
-    return "\n".join(lines).encode()
-
-
-def _page_of(value: bytes, run_id: str, limit: int, offset: int) -> list[Event]:
-    first, *lines = value.decode().split("\n")
-    rows = []
-    for seq, line in enumerate(lines, offset + 1):
-        number, recorded_at, text = line.split(" ", 2)
-        if int(number) != seq:
-            raise ValueError("another page")
-        rows.append((seq, datetime.fromisoformat(recorded_at), text))
-    if from_json(first) != run_id or len(rows) > limit:
-        raise ValueError("another page")
-    return decode_events(rows) if rows else []
 
 
 def _escaped(prefix: bytes) -> bytes:

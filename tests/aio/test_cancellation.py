@@ -17,10 +17,12 @@ import pytest
 
 from acp_store import AsyncRepository, ConflictError, Event, Run, Session, open_async_repository, open_repository
 from acp_store.repository import Repository
+from acp_store.watching import Notifier, Subscription
 from tests.aio.backends import GatedRepository
 from tests.aio.leftovers import assert_nobody_holds_a_lock, assert_pool_is_back, subscriptions, workers
 from tests.aio.waiting import cancelled_at, turns, until
 from tests.contract.dict_backend import CompleteDictRepository
+from tests.servers import wait_until
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
@@ -387,6 +389,27 @@ def test_cancelled_while_it_is_undone() -> None:
     asyncio.run(main())
 
 
+def test_cancelled_when_a_thread_was_just_found() -> None:
+    """A task that is cancelled before it hears that its transaction has a thread gives that thread back."""
+    backend = GatedRepository(calls=1)
+
+    async def main() -> None:
+        async with AsyncRepository(backend) as repository:
+            for _ in range(3):
+                await repository.ping()
+                task = asyncio.create_task(_add_two(repository, "run"))
+                await asyncio.sleep(0)
+                # The loop stands still meanwhile, so that the task cannot go on.
+                wait_until(repository._workers._queue.empty, message="thread found")
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                await asyncio.wait_for(repository.add_event("other", EVENT), 20)
+        assert backend.entering.reached == 0
+
+    asyncio.run(main())
+
+
 # ── a storm ──────────────────────────────────────────────────────────────────────────────────
 
 TASKS, THREADS = 400, 4
@@ -555,6 +578,44 @@ def test_short_waits_do_not_starve() -> None:
     asyncio.run(main())
 
 
+class _Hinting(GatedRepository):
+    """It tells of what is told to its notifier."""
+
+    def __init__(self) -> None:
+        super().__init__(calls=1)
+        self.notifier = Notifier(alone=True)
+
+    def subscribe(self, run_id: str, wake: Callable[[], object]) -> Subscription:
+        return self.notifier.subscribe(run_id, wake)
+
+
+def test_a_cancelled_anext_loses_no_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What woke an `anext` that was cancelled before it could look wakes the next one."""
+    for name in ("FIRST_POLL", "SLOWEST_POLL", "SLOWEST_HINTED_POLL"):
+        monkeypatch.setattr(f"acp_store.watching.{name}", 1000.0)
+    backend = _Hinting()
+
+    async def main() -> None:
+        async with AsyncRepository(backend) as repository:
+            watch = repository.watch_events("run")
+            task = asyncio.ensure_future(watch.__anext__())
+            await until(lambda: watch._flag._waiter)
+            backend.adding.shut()
+            running = asyncio.create_task(repository.add_event("other", EVENT))
+            await until(lambda: backend.adding.reached)
+            CompleteDictRepository.add_event(backend, "run", EVENT)
+            backend.notifier.notify("run")
+            await until(repository._workers._queue.qsize)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            backend.adding.open()
+            await running
+            assert (await asyncio.wait_for(anext(watch), 20)).seq == 1
+
+    asyncio.run(main())
+
+
 def test_an_anext_cancelled_anywhere_loses_no_event(url: str) -> None:
     """Whichever wait of an `anext` is cancelled, its wait for an event or for a read, the next one gets the event."""
 
@@ -628,6 +689,23 @@ class _GatedReads(GatedRepository):
 
     def add_event(self, *args: Any, **options: Any) -> Event:
         return Repository.add_event(self, *args, **options)  # never called
+
+
+def test_a_closed_watcher_is_woken_no_more(url: str) -> None:
+    """A watcher that was closed, or has ended, is told of nothing, though somebody holds it."""
+
+    async def main() -> None:
+        async with open_async_repository(url) as repository:
+            await _write(repository, 3)
+            closed, ended = repository.watch_events("run"), repository.watch_events("run", timeout=0)
+            assert (await anext(closed)).seq == 1
+            assert [event.seq async for event in ended] == [1, 2, 3]
+            assert subscriptions(repository) == 1
+            await closed.aclose()
+            assert subscriptions(repository) == 0
+            assert [event async for event in closed] == [event async for event in ended] == []
+
+    asyncio.run(main())
 
 
 def test_abandoned_watchers_leave_nothing(url: str) -> None:

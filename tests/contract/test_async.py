@@ -29,7 +29,7 @@ from acp_store.aio.watch import AsyncWatch
 from acp_store.repository import EventLike, MessageLike, RunLike, SessionLike, Unset
 from acp_store.testing import RepositoryContract
 from acp_store.watching import Subscription, Watch
-from tests.contract.dict_backend import CompleteDictRepository, DictRepository
+from tests.contract.dict_backend import DictRepository
 
 T = TypeVar("T")
 
@@ -214,13 +214,4 @@ class TestDictRepository(RepositoryContract):
     @pytest.fixture
     def repository(self, loop: Loop) -> Iterator[Repository]:
         with Awaited(AsyncRepository(DictRepository()), loop) as repository:
-            yield repository
-
-
-class TestCompleteDictRepository(RepositoryContract):
-    """Every capability, over dicts and a lock."""
-
-    @pytest.fixture
-    def repository(self, loop: Loop) -> Iterator[Repository]:
-        with Awaited(AsyncRepository(CompleteDictRepository()), loop) as repository:
             yield repository

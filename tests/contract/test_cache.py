@@ -1,4 +1,4 @@
-"""The contract over the cache decorator, with and without a Redis that answers."""
+"""The contract over the cache decorator; tests/cache looks at what happens where Redis does not answer."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import pytest
 
 from acp_store import CachedRepository, Repository, open_repository
 from acp_store.testing import RepositoryContract
-from tests.contract.dict_backend import CompleteDictRepository, DictRepository
+from tests.contract.dict_backend import DictRepository
 from tests.contract.flavours import ONE, OTHER
-from tests.servers import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,24 +33,4 @@ class TestAroundTheLeast(RepositoryContract):
     @pytest.fixture
     def repository(self, redis_url: str) -> Iterator[Repository]:
         with CachedRepository(DictRepository(), redis_url) as repository:
-            yield repository
-
-
-@pytest.mark.parametrize("redis_url", [OTHER], indirect=True)
-class TestAroundItself(RepositoryContract):
-    """A cache around a cache: a decorator is a repository."""
-
-    @pytest.fixture
-    def repository(self, redis_url: str) -> Iterator[Repository]:
-        inner = CachedRepository(CompleteDictRepository(), redis_url, prefix="inner:")
-        with CachedRepository(inner, redis_url) as repository:
-            yield repository
-
-
-class TestWithoutRedis(RepositoryContract):
-    """Where nobody answers at the cache's URL, all is as without a cache."""
-
-    @pytest.fixture
-    def repository(self) -> Iterator[Repository]:
-        with CachedRepository(CompleteDictRepository(), f"redis://127.0.0.1:{free_port()}") as repository:
             yield repository

@@ -41,6 +41,8 @@ class TestInSchema(RepositoryContract):
             yield repository
 
 
+# What each kind of host needs of both databases is looked at in tests/sql/test_host.py.
+@pytest.mark.parametrize("shared_url", ["postgresql"], indirect=True)
 class TestFromEngine(RepositoryContract):
     """A host application's own engine, with none of our settings."""
 
@@ -53,7 +55,6 @@ class TestFromEngine(RepositoryContract):
         engine.dispose()
 
 
-# What the two kinds of hosts need of the databases is looked at in tests/sql/test_host.py, on both.
 @pytest.mark.parametrize("shared_url", ["sqlite"], indirect=True)
 class TestFromConnection(RepositoryContract):
     """Inside a host application's transaction."""
