@@ -29,7 +29,6 @@ from acp_store.aio.watch import AsyncWatch
 from acp_store.repository import EventLike, MessageLike, RunLike, SessionLike, Unset
 from acp_store.testing import RepositoryContract
 from acp_store.watching import Subscription, Watch
-from tests.contract.dict_backend import DictRepository
 
 T = TypeVar("T")
 
@@ -205,13 +204,4 @@ class TestPostgreSQL(RepositoryContract):
     def repository(self, loop: Loop, shared_postgres_url: str) -> Iterator[Repository]:
         with Awaited(open_async_repository(shared_postgres_url), loop) as repository:
             repository.clear()
-            yield repository
-
-
-class TestDictRepository(RepositoryContract):
-    """The least that is a repository, with the parameters of the seed interface only."""
-
-    @pytest.fixture
-    def repository(self, loop: Loop) -> Iterator[Repository]:
-        with Awaited(AsyncRepository(DictRepository()), loop) as repository:
             yield repository

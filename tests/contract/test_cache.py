@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from acp_store import CachedRepository, Repository, open_repository
+from acp_store import Repository, open_repository
 from acp_store.testing import RepositoryContract
-from tests.contract.dict_backend import DictRepository
 from tests.contract.flavours import ONE, OTHER
 
 if TYPE_CHECKING:
@@ -23,14 +22,4 @@ class TestAroundSQL(RepositoryContract):
     def repository(self, shared_url: str, redis_url: str) -> Iterator[Repository]:
         with open_repository(shared_url, cache=redis_url) as repository:
             repository.clear()
-            yield repository
-
-
-@pytest.mark.parametrize("redis_url", [ONE], indirect=True)
-class TestAroundTheLeast(RepositoryContract):
-    """A user's own backend, with no more than the seed interface."""
-
-    @pytest.fixture
-    def repository(self, redis_url: str) -> Iterator[Repository]:
-        with CachedRepository(DictRepository(), redis_url) as repository:
             yield repository

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy.orm import Session
 
 from acp_store import Repository, SQLRepository, open_repository
 from acp_store.testing import RepositoryContract
@@ -65,17 +64,4 @@ class TestFromConnection(RepositoryContract):
         SQLRepository(engine).clear()
         with engine.connect() as connection:
             yield SQLRepository(connection)
-        engine.dispose()
-
-
-@pytest.mark.parametrize("shared_url", ["postgresql"], indirect=True)
-class TestFromSession(RepositoryContract):
-    """Inside a host application's orm Session."""
-
-    @pytest.fixture
-    def repository(self, shared_url: str) -> Iterator[Repository]:
-        engine = host_engine(shared_url)
-        SQLRepository(engine).clear()
-        with Session(engine) as session:
-            yield SQLRepository(session)
         engine.dispose()
