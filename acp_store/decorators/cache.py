@@ -239,6 +239,8 @@ class CachedRepository(_Noting):
         with ExitStack() as stack, self._inner.transaction() as inner:
             yield _Inside(inner, changed)
             if changed:
+                # A network call inside of the transaction, on purpose, and short: a writer that is killed
+                # behind the commit would leave old values otherwise (docs/decisions/0012).
                 stack.enter_context(self._changing(*changed))
 
     def close(self) -> None:
