@@ -8,13 +8,23 @@ import pytest
 
 from acp_store.backends.redis import RedisRepository
 from acp_store.testing import RepositoryContract
-from tests.contract.flavours import OTHER
+from tests.contract.flavours import ONE, OTHER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from acp_store import Repository
     from tests.servers import RedisCluster
+
+
+@pytest.mark.parametrize("redis_url", [ONE], indirect=True)
+class TestOnOneServer(RepositoryContract):
+    """One server, by its URL."""
+
+    @pytest.fixture
+    def repository(self, redis_url: str) -> Iterator[Repository]:
+        with RedisRepository(redis_url) as repository:
+            yield repository
 
 
 @pytest.mark.parametrize("redis_url", [OTHER], indirect=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from sqlalchemy.orm import Session
 
 from acp_store import Repository, SQLRepository, open_repository
 from acp_store.testing import RepositoryContract
@@ -40,8 +41,6 @@ class TestInSchema(RepositoryContract):
             yield repository
 
 
-# What each kind of host needs of both databases is looked at in tests/sql/test_host.py.
-@pytest.mark.parametrize("shared_url", ["postgresql"], indirect=True)
 class TestFromEngine(RepositoryContract):
     """A host application's own engine, with none of our settings."""
 
@@ -54,7 +53,6 @@ class TestFromEngine(RepositoryContract):
         engine.dispose()
 
 
-@pytest.mark.parametrize("shared_url", ["sqlite"], indirect=True)
 class TestFromConnection(RepositoryContract):
     """Inside a host application's transaction."""
 
@@ -64,4 +62,16 @@ class TestFromConnection(RepositoryContract):
         SQLRepository(engine).clear()
         with engine.connect() as connection:
             yield SQLRepository(connection)
+        engine.dispose()
+
+
+class TestFromSession(RepositoryContract):
+    """Inside a host application's orm Session."""
+
+    @pytest.fixture
+    def repository(self, shared_url: str) -> Iterator[Repository]:
+        engine = host_engine(shared_url)
+        SQLRepository(engine).clear()
+        with Session(engine) as session:
+            yield SQLRepository(session)
         engine.dispose()
