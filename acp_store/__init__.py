@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from acp_store.actors import Actor, actor, current_actor
 from acp_store.errors import (
     AcpStoreError,
     BackendUnavailableError,
@@ -27,6 +28,7 @@ from acp_store.records import (
     MessageCreatedEvent,
     MessagePart,
     MessagePartEvent,
+    Problem,
     Run,
     RunAwaitingEvent,
     RunCancelledEvent,
@@ -39,6 +41,7 @@ from acp_store.records import (
     Session,
     StoreStats,
     TrajectoryMetadata,
+    Verification,
 )
 from acp_store.repository import UNSET, Capability, Limits, Repository
 
@@ -54,6 +57,7 @@ __version__ = "0.1.0"
 __all__ = [
     "UNSET",
     "AcpStoreError",
+    "Actor",
     "AsyncRepository",
     "BackendUnavailableError",
     "CacheStats",
@@ -77,6 +81,7 @@ __all__ = [
     "MissingExtraError",
     "OutcomeUnknownError",
     "PayloadError",
+    "Problem",
     "RedisRepository",
     "Repository",
     "Run",
@@ -94,7 +99,10 @@ __all__ = [
     "StoreStats",
     "TrajectoryMetadata",
     "UnsupportedError",
+    "Verification",
     "__version__",
+    "actor",
+    "current_actor",
     "open_async_repository",
     "open_repository",
 ]

@@ -18,6 +18,7 @@ __all__ = [
     "check_count",
     "check_name",
     "check_seconds",
+    "check_text",
     "check_time",
     "cursor_of",
     "parse_cursor",
@@ -53,6 +54,23 @@ def check_name(what: str, value: object) -> str:
     if "\0" in value:
         raise PayloadError(f"{what} must not contain U+0000")
     return str.__str__(value)  # the value of a member of an enum of strings
+
+
+def check_text(what: str, value: object) -> str:
+    """Return a text for people to read, if it can be stored; it may be empty.
+
+    Raises:
+        PayloadError: It is no string, or has a U+0000 or a lone surrogate in it.
+    """
+    if not isinstance(value, str):
+        raise PayloadError(f"{what} must be a string, not {type(value).__name__}")
+    if "\0" in value:
+        raise PayloadError(f"{what} must not contain U+0000")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise PayloadError(f"{what} has a lone surrogate at index {error.start}") from error
+    return str.__str__(value)
 
 
 def check_count(what: str, value: object) -> int:

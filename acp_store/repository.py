@@ -34,7 +34,17 @@ from typing import Any, Final, Literal, Self, TypeAlias
 from pydantic import BaseModel
 
 from acp_store.errors import ConflictError, UnsupportedError
-from acp_store.records import Event, IdPage, Message, Run, RunPage, Session, StoreStats, as_record
+from acp_store.records import (
+    Event,
+    IdPage,
+    Message,
+    Run,
+    RunPage,
+    Session,
+    StoreStats,
+    Verification,
+    as_record,
+)
 from acp_store.watching import Subscription, Tail, Watch
 
 __all__ = [
@@ -109,6 +119,9 @@ class Capability(StrEnum):
     """`clear` and `stats` work."""
     IDS = "ids"
     """`list_ids` works, so that all there is can be copied."""
+    AUDIT = "audit"
+    """`verify` and `erase_event` work: what is written carries digests and its `acp_store.actor`, and
+    what is deleted leaves a tombstone."""
     CONCURRENT_WRITERS = "concurrent_writers"
     """Several threads may use it at once, as the law says. Only a repository that shares one
     connection with its caller leaves this out: it serves one thread at a time."""
@@ -128,6 +141,7 @@ _DECLARED_BY_METHOD: Final = {
     Capability.TRANSACTIONS: "transaction",
     Capability.CLEAR: "clear",
     Capability.IDS: "list_ids",
+    Capability.AUDIT: "verify",
 }
 
 
@@ -145,11 +159,11 @@ class Repository(ABC):
 
         By default read off the class: a parameter that an implementation takes (`expected_version`,
         `force`, `key`, `status`, `cursor`) and a method that it overrides (`add_events`,
-        `transaction`, `clear`, `list_ids`) are promises. `TERMINAL_GUARD` is promised by `expected_version` as
-        by `force`: a `save_run` that compares with what is stored can also see that a run is over,
-        while the seed's ``save_run(run)`` cannot be held to it. `COPIES` and `STRICT_INPUT` show in
-        no signature, and `CONCURRENT_WRITERS` is taken for granted. A class that means it otherwise,
-        or has one of those two, overrides this.
+        `transaction`, `clear`, `list_ids`, `verify`) are promises. `TERMINAL_GUARD` is promised by
+        `expected_version` as by `force`: a `save_run` that compares with what is stored can also see
+        that a run is over, while the seed's ``save_run(run)`` cannot be held to it. `COPIES` and
+        `STRICT_INPUT` show in no signature, and `CONCURRENT_WRITERS` is taken for granted. A class that
+        means it otherwise, or has one of those two, overrides this.
         """
         found = {Capability.CONCURRENT_WRITERS}
         found.update(
@@ -197,7 +211,11 @@ class Repository(ABC):
 
     @abstractmethod
     def delete_run(self, run_id: str) -> bool:
-        """Delete the run and its events, atomically; False where there was neither."""
+        """Delete the run and its events, atomically; False where there was neither.
+
+        With `Capability.AUDIT` a tombstone stays: which run, when, who, why, how many events and
+        messages, the last digest, and nothing of what they said.
+        """
 
     @abstractmethod
     def list_runs(
@@ -249,7 +267,10 @@ class Repository(ABC):
 
     @abstractmethod
     def delete_session(self, session_id: str) -> bool:
-        """Delete the session and its history; its runs stay. False where there was none."""
+        """Delete the session and its history; its runs stay. False where there was none.
+
+        With `Capability.AUDIT` a tombstone stays, as with `delete_run`.
+        """
 
     # ── events ───────────────────────────────────────────────────────────────────────────────
 
@@ -327,6 +348,37 @@ class Repository(ABC):
             UnsupportedError: The backend cannot list them (`Capability.IDS`).
         """
         raise UnsupportedError(f"{type(self).__name__} cannot list ids (Capability.IDS)")
+
+    def verify(self, run_id: str) -> Verification:  # noqa: ARG002
+        """Check a run's events, status history, erasures and tombstones against their digests.
+
+        Finds every edit, deletion, cut tail, swap and repeat that was made behind the repository's back,
+        but not a chain that someone has computed anew: for that, compare with a checkpoint
+        (``acp-store audit checkpoint``, docs/explanation/tamper-evidence.md). Reads the run once, in
+        pages, as of one moment.
+
+        Returns:
+            What was found; its `ok` says whether all is as it was recorded.
+
+        Raises:
+            UnsupportedError: The backend keeps no digests (`Capability.AUDIT`).
+        """
+        raise UnsupportedError(f"{type(self).__name__} keeps no digests (Capability.AUDIT)")
+
+    def erase_event(self, run_id: str, seq: int) -> bool:  # noqa: ARG002
+        """Erase the payload of one event for good, as a data-protection request may ask.
+
+        The event stays, with its number, type and time, and ``{"type": ..., "erased": true}`` for a
+        payload; the chain of digests still verifies. Who erased it, when and why is recorded
+        (`acp_store.actor`).
+
+        Returns:
+            False where there is no such event, or its payload was erased before.
+
+        Raises:
+            UnsupportedError: The backend keeps no digests (`Capability.AUDIT`).
+        """
+        raise UnsupportedError(f"{type(self).__name__} keeps no digests (Capability.AUDIT)")
 
     def watch_events(self, run_id: str, *, after: int = 0, timeout: float | None = None) -> Watch:
         """Follow a run: return an iterator over its events, those that are stored and those to come.
@@ -428,7 +480,7 @@ class Repository(ABC):
         raise UnsupportedError(f"{type(self).__name__} cannot count (Capability.CLEAR)")
 
     def clear(self) -> None:
-        """Delete every run, session and event; the schema stays."""
+        """Delete every run, session and event; the schema stays, and with `Capability.AUDIT` a tombstone of each."""
         raise UnsupportedError(f"{type(self).__name__} cannot be cleared (Capability.CLEAR)")
 
 

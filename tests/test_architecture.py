@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "acp_store"
 # A file may import from its own layer and those above it; backends never from one another.
 LAYERS = (
     ("errors",),
-    ("records", "checks", "codec", "forks"),
+    ("records", "checks", "codec", "forks", "actors", "chain", "verifying"),
     ("watching",),
     ("repository",),
     ("models",),
@@ -20,6 +20,7 @@ LAYERS = (
     ("decorators",),
     ("aio",),
     ("connect", "migrate"),
+    ("audit",),
     ("testing", "integrations", "cli"),
 )
 MAY_IMPORT_SQLALCHEMY = ("models", "backends.sql", "aio", "cli")

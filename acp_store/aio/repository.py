@@ -14,7 +14,7 @@ from weakref import WeakSet, finalize
 from acp_store.aio.watch import AsyncWatch
 from acp_store.aio.workers import Call, Line, Workers
 from acp_store.errors import AcpStoreError
-from acp_store.records import Event, IdPage, Run, RunPage, Session, StoreStats
+from acp_store.records import Event, IdPage, Run, RunPage, Session, StoreStats, Verification
 from acp_store.repository import (
     UNSET,
     Capability,
@@ -138,6 +138,12 @@ class AsyncRepository:
 
     async def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
         return await self._call(self._inner.get_events, run_id, limit, offset)
+
+    async def verify(self, run_id: str) -> Verification:
+        return await self._call(self._inner.verify, run_id)
+
+    async def erase_event(self, run_id: str, seq: int) -> bool:
+        return await self._call(self._inner.erase_event, run_id, seq)
 
     def watch_events(self, run_id: str, *, after: int = 0, timeout: float | None = None) -> AsyncWatch:
         """Follow a run as `Repository.watch_events` does: return an async iterator over its events.

@@ -132,6 +132,11 @@ class _Noting(Decorator):
         with self._changing(_events(run_id)):
             return super().add_events(run_id, events)
 
+    def erase_event(self, run_id: str, seq: int) -> bool:
+        run_id = check_name("run id", run_id)
+        with self._changing(_events(run_id)):
+            return super().erase_event(run_id, seq)
+
     @abstractmethod
     def _changing(self, *things: bytes) -> AbstractContextManager[None]:
         """Return a context manager to change things in."""

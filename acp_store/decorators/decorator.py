@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any, Literal
 
-from acp_store.records import Event, IdPage, Run, RunPage, Session, StoreStats
+from acp_store.records import Event, IdPage, Run, RunPage, Session, StoreStats, Verification
 from acp_store.repository import (
     UNSET,
     Capability,
@@ -109,6 +109,12 @@ class Decorator(Repository):
 
     def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
         return self._inner.get_events(run_id, limit, offset)
+
+    def verify(self, run_id: str) -> Verification:
+        return self._inner.verify(run_id)
+
+    def erase_event(self, run_id: str, seq: int) -> bool:
+        return self._inner.erase_event(run_id, seq)
 
     def watch_events(self, run_id: str, *, after: int = 0, timeout: float | None = None) -> Watch:
         return self._inner.watch_events(run_id, after=after, timeout=timeout)

@@ -8,21 +8,24 @@ from __future__ import annotations
 from typing import Final
 
 from acp_store.models.base import Base
-from acp_store.models.event import EventHeadRow, EventRow
+from acp_store.models.event import ErasureRow, EventHeadRow, EventRow
 from acp_store.models.run import RunRow, RunStatusRow
 from acp_store.models.session import SessionMessageRow, SessionRow
+from acp_store.models.tombstone import TombstoneRow
 
 __all__ = [
     "REVISION",
     "VERSION_TABLE",
     "Base",
+    "ErasureRow",
     "EventHeadRow",
     "EventRow",
     "RunRow",
     "RunStatusRow",
     "SessionMessageRow",
     "SessionRow",
+    "TombstoneRow",
 ]
 
-REVISION: Final = "0001"
+REVISION: Final = "0004"
 VERSION_TABLE: Final = "acp_alembic_version"

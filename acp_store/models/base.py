@@ -7,13 +7,13 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, DateTime, Dialect, MetaData, Text, TypeDecorator, cast, type_coerce
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import UserDefinedType
 
 from acp_store.codec import decode_value, encode
 from acp_store.errors import PayloadError
 
-__all__ = ["Base", "JSONText", "Name", "UTCDateTime"]
+__all__ = ["Base", "JSONText", "Name", "Stamped", "UTCDateTime"]
 
 
 class Base(DeclarativeBase):
@@ -86,3 +86,11 @@ class JSONText(TypeDecorator[Any]):
     def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
         """Read the document as text: the driver would parse it otherwise."""
         return type_coerce(cast(column, Text), self)
+
+
+class Stamped:
+    """Who wrote a row, as `acp_store.actor` says; all NULL where nobody said."""
+
+    actor: Mapped[str | None] = mapped_column(Name())
+    reason: Mapped[str | None] = mapped_column(Text)
+    trace_id: Mapped[str | None] = mapped_column(Name())

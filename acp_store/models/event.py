@@ -1,19 +1,19 @@
-"""The tables of events: the events, and one narrow row a run that numbers them."""
+"""The tables of events: the events, one narrow row a run that numbers them, and what was erased."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Index
+from sqlalchemy import BigInteger, Index, LargeBinary
 from sqlalchemy.orm import Mapped, mapped_column
 
-from acp_store.models.base import Base, JSONText, Name, UTCDateTime
+from acp_store.models.base import Base, JSONText, Name, Stamped, UTCDateTime
 
-__all__ = ["EventHeadRow", "EventRow"]
+__all__ = ["ErasureRow", "EventHeadRow", "EventRow"]
 
 
-class EventRow(Base):
+class EventRow(Stamped, Base):
     """One event. No foreign key leads to the run, which need not exist (docs/explanation/schema.md)."""
 
     __tablename__ = "acp_events"
@@ -24,6 +24,11 @@ class EventRow(Base):
     key: Mapped[str | None] = mapped_column(Name(), comment="Idempotency key, unique in the run")
     payload: Mapped[Any] = mapped_column(JSONText())
     recorded_at: Mapped[datetime] = mapped_column(UTCDateTime())
+    payload_salt: Mapped[bytes | None] = mapped_column(LargeBinary, comment="Hashed with the payload; NULL: erased")
+    payload_digest: Mapped[bytes | None] = mapped_column(LargeBinary, comment="SHA-256 of the salt and the payload")
+    digest: Mapped[bytes | None] = mapped_column(
+        LargeBinary, comment="SHA-256 of this row's facts and the digest before; NULL: not chained"
+    )
 
     __table_args__ = (
         Index(
@@ -38,7 +43,7 @@ class EventRow(Base):
 
 
 class EventHeadRow(Base):
-    """The number of a run's last event: locking it orders the writers of one run.
+    """The number, time and digest of a run's last event: locking it orders the writers of one run.
 
     The narrow row is updated in its page (HOT); the fill factor leaves room for that.
     """
@@ -47,5 +52,18 @@ class EventHeadRow(Base):
 
     run_id: Mapped[str] = mapped_column(Name(), primary_key=True)
     last_seq: Mapped[int] = mapped_column(BigInteger)
+    recorded_at: Mapped[datetime | None] = mapped_column(UTCDateTime())
+    digest: Mapped[bytes | None] = mapped_column(LargeBinary)
 
     __table_args__ = {"postgresql_with": {"fillfactor": 50}}  # noqa: RUF012  # SQLAlchemy's declarative form
+
+
+class ErasureRow(Stamped, Base):
+    """The erasure of one event's payload; its digest continues the event's."""
+
+    __tablename__ = "acp_erasures"
+
+    run_id: Mapped[str] = mapped_column(Name(), primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    erased_at: Mapped[datetime] = mapped_column(UTCDateTime())
+    digest: Mapped[bytes] = mapped_column(LargeBinary)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, Text
+from sqlalchemy import BigInteger, ForeignKey, Index, LargeBinary, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from acp_store.models.base import Base, JSONText, Name, UTCDateTime
+from acp_store.models.base import Base, JSONText, Name, Stamped, UTCDateTime
 
 __all__ = ["RunRow", "RunStatusRow"]
 
 
-class RunRow(Base):
+class RunRow(Stamped, Base):
     """One run as last saved."""
 
     __tablename__ = "acp_runs"
@@ -39,6 +39,10 @@ class RunRow(Base):
     finished_at: Mapped[datetime | None] = mapped_column(UTCDateTime())
     updated_at: Mapped[datetime] = mapped_column(UTCDateTime())
     version: Mapped[int] = mapped_column(BigInteger, comment="Number of saves")
+    output_version: Mapped[int | None] = mapped_column(BigInteger, comment="The save that last changed the output")
+    history_digest: Mapped[bytes | None] = mapped_column(
+        LargeBinary, comment="Digest of the last row of the status history"
+    )
 
     __table_args__ = (
         Index("ix_acp_runs_created_at", created_at.desc(), run_id),
@@ -48,7 +52,7 @@ class RunRow(Base):
     )
 
 
-class RunStatusRow(Base):
+class RunStatusRow(Stamped, Base):
     """One change of a run's status; `version` is the save that made it."""
 
     __tablename__ = "acp_run_status_history"
@@ -58,3 +62,6 @@ class RunStatusRow(Base):
     from_status: Mapped[str | None] = mapped_column(Name(), comment="NULL: the run was created")
     to_status: Mapped[str] = mapped_column(Name())
     changed_at: Mapped[datetime] = mapped_column(UTCDateTime())
+    digest: Mapped[bytes | None] = mapped_column(
+        LargeBinary, comment="SHA-256 of this row's facts and the digest before; NULL: not chained"
+    )

@@ -8,12 +8,12 @@ from typing import Any
 from sqlalchemy import BigInteger, ForeignKey, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from acp_store.models.base import Base, JSONText, Name, UTCDateTime
+from acp_store.models.base import Base, JSONText, Name, Stamped, UTCDateTime
 
 __all__ = ["SessionMessageRow", "SessionRow"]
 
 
-class SessionRow(Base):
+class SessionRow(Stamped, Base):
     """One session without its history."""
 
     __tablename__ = "acp_sessions"
@@ -30,7 +30,7 @@ class SessionRow(Base):
     version: Mapped[int] = mapped_column(BigInteger, comment="Number of saves and appends")
 
 
-class SessionMessageRow(Base):
+class SessionMessageRow(Stamped, Base):
     """One item of a session's history; `position` is its index in the list, from 0."""
 
     __tablename__ = "acp_session_messages"

@@ -31,6 +31,7 @@ from acp_store.records.message import CitationMetadata, Message, MessagePart, Tr
 from acp_store.records.run import TERMINAL_STATUSES, Error, Run, RunPage, RunStatus
 from acp_store.records.session import Session
 from acp_store.records.stats import IdPage, StoreStats
+from acp_store.records.verification import Problem, Verification
 
 __all__ = [
     "TERMINAL_STATUSES",
@@ -46,6 +47,7 @@ __all__ = [
     "MessageCreatedEvent",
     "MessagePart",
     "MessagePartEvent",
+    "Problem",
     "Record",
     "Run",
     "RunAwaitingEvent",
@@ -60,6 +62,7 @@ __all__ = [
     "Session",
     "StoreStats",
     "TrajectoryMetadata",
+    "Verification",
     "as_event",
     "as_record",
     "has_declared_order",

@@ -21,6 +21,7 @@ pytest.register_assert_rewrite(
         for module in (
             "phrases",
             "contract",
+            "contract_audit",
             "contract_events",
             "contract_guards",
             "contract_input",

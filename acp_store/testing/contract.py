@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from acp_store.testing.contract_audit import AuditClauses
 from acp_store.testing.contract_events import EventClauses
 from acp_store.testing.contract_guards import GuardClauses
 from acp_store.testing.contract_input import InputClauses
@@ -36,6 +37,7 @@ class RepositoryContract(
     InputClauses,
     UnitClauses,
     WatchClauses,
+    AuditClauses,
 ):
     """What every repository promises, one property a test.
 

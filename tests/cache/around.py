@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from types import TracebackType
 
-    from acp_store import Event, RunPage, Session, StoreStats
+    from acp_store import Event, RunPage, Session, StoreStats, Verification
     from acp_store.repository import EventLike, MessageLike, RunLike, SessionLike
     from acp_store.watching import Subscription, Watch
 
@@ -154,6 +154,12 @@ class Around(Repository):
             yield inner
             self._come_to("before commit")
         self._come_to("after commit")
+
+    def verify(self, run_id: str) -> Verification:
+        return self.inner.verify(run_id)
+
+    def erase_event(self, run_id: str, seq: int) -> bool:
+        return self.inner.erase_event(run_id, seq)
 
     def stats(self) -> StoreStats:
         return self.inner.stats()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from acp_store.records import StoreStats
+    from acp_store.records import StoreStats, Verification
     from acp_store.repository import EventLike, MessageLike, RunLike, SessionLike, Unset
     from acp_store.watching import Subscription
 
@@ -95,6 +95,12 @@ class Passing(Repository):
 
     def transaction(self) -> AbstractContextManager[Repository]:
         return self.inner.transaction()
+
+    def verify(self, run_id: str) -> Verification:
+        return self.inner.verify(run_id)
+
+    def erase_event(self, run_id: str, seq: int) -> bool:
+        return self.inner.erase_event(run_id, seq)
 
     def stats(self) -> StoreStats:
         return self.inner.stats()

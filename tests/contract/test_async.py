@@ -23,6 +23,7 @@ from acp_store import (
     RunPage,
     Session,
     StoreStats,
+    Verification,
     open_async_repository,
 )
 from acp_store.aio.watch import AsyncWatch
@@ -171,6 +172,12 @@ class Awaited(Repository):
                 raise
         else:
             self._loop.run(_leave(unit.__aexit__(None, None, None)))
+
+    def verify(self, run_id: str) -> Verification:
+        return self._loop.run(self._repository.verify(run_id))
+
+    def erase_event(self, run_id: str, seq: int) -> bool:
+        return self._loop.run(self._repository.erase_event(run_id, seq))
 
     def stats(self) -> StoreStats:
         return self._loop.run(self._repository.stats())

@@ -88,25 +88,34 @@ class PoolBind:
 
     @contextmanager
     def unit(self) -> Iterator[Bind]:
-        dialect = self._dialect
-        with dialect.writing(self._engine):
-            connection = self._check_out()
-            try:
-                cursor = dialect.borrow(connection)
-                unit = _UnitBind(self.prepare, cursor, dialect)
-                unit.execute(dialect.begin)
-                try:
-                    yield unit
-                    dialect.commit(cursor)
-                except BaseException:
-                    dialect.roll_back(connection)
-                    raise
-                finally:
-                    unit.end()
-            finally:
-                self._check_in(connection)
+        with self._dialect.writing(self._engine), self._transaction(self._dialect.begin) as unit:
+            yield unit
         for run_id in unit.changed:
             self.notify(run_id)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Bind]:
+        with self._dialect.reading(self._engine), self._transaction(self._dialect.begin_snapshot) as unit:
+            yield unit
+
+    @contextmanager
+    def _transaction(self, begin: str) -> Iterator[_UnitBind]:
+        dialect = self._dialect
+        connection = self._check_out()
+        try:
+            cursor = dialect.borrow(connection)
+            unit = _UnitBind(self.prepare, cursor, dialect)
+            unit.execute(begin)
+            try:
+                yield unit
+                dialect.commit(cursor)
+            except BaseException:
+                dialect.roll_back(connection)
+                raise
+            finally:
+                unit.end()
+        finally:
+            self._check_in(connection)
 
     def attempt(self) -> AbstractContextManager[Bind]:
         return nullcontext(self)  # each write is a transaction of its own already
@@ -205,6 +214,9 @@ class _UnitBind:
             self._depth -= 1
         self.execute(f"RELEASE SAVEPOINT {name}")
 
+    def snapshot(self) -> AbstractContextManager[Bind]:
+        return nullcontext(self)
+
     def attempt(self) -> AbstractContextManager[Bind]:
         return self.unit()
 
@@ -249,6 +261,9 @@ class HostBind:
     def write_many(self, statement: Prepared, values: Sequence[Values]) -> None:
         for each in values:
             self.write(statement, each)
+
+    def snapshot(self) -> AbstractContextManager[Bind]:
+        return nullcontext(self)
 
     def attempt(self) -> AbstractContextManager[Bind]:
         return self.unit()

@@ -12,11 +12,13 @@ from typing import Any, ClassVar, Final, Protocol, TypeAlias
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.pool import PoolProxiedConnection
 
+from acp_store.actors import Stamp
 from acp_store.backends.sql.prepared import Prepared, Preparer, Row, Values
+from acp_store.chain import EventText, StatusText
 from acp_store.errors import AcpStoreError, ConfigurationError
 from acp_store.watching import Notifier, Subscription
 
-__all__ = ["Bind", "DuplicateKeyError", "EngineOptions", "Finding", "GiveBack", "SQLDialect"]
+__all__ = ["Bind", "DuplicateKeyError", "EngineOptions", "Finding", "GiveBack", "NewEvent", "SQLDialect"]
 
 GiveBack: TypeAlias = Callable[..., None]
 """Gives a notifier back; returns at once with ``wait=False``."""
@@ -45,6 +47,9 @@ class Bind(Protocol):
 
     def unit(self) -> AbstractContextManager[Bind]:
         """Return a context manager for several statements that are one: all or nothing."""
+
+    def snapshot(self) -> AbstractContextManager[Bind]:
+        """Return a context manager for several reads that see one moment; a caller's transaction as it is."""
 
     def attempt(self) -> AbstractContextManager[Bind]:
         """Return a context manager for one write that may fail without harm to what is around it."""
@@ -80,6 +85,27 @@ class EngineOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class NewEvent:
+    """An event as it is written.
+
+    Attributes:
+        event_type: Its type.
+        payload: Its stored text.
+        key: Its idempotency key; None for none.
+        salt: What was hashed with the payload; None where the event is not chained.
+        payload_digest: SHA-256 of both; None where the event is not chained.
+        text: What its digest is made of; None where it is not chained.
+    """
+
+    event_type: str
+    payload: str
+    key: str | None
+    salt: bytes | None
+    payload_digest: bytes | None
+    text: EventText | None
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that was looked at in a database.
 
@@ -106,6 +132,8 @@ class SQLDialect(ABC):
     """Whether tables can be put into a named schema."""
     begin: ClassVar[str]
     """The statement that begins a transaction that writes."""
+    begin_snapshot: ClassVar[str]
+    """The statement that begins a transaction whose reads all see one moment."""
 
     @abstractmethod
     def create_engine(self, url: URL, options: EngineOptions) -> Engine:
@@ -197,27 +225,33 @@ class SQLDialect(ABC):
         """Return a time the driver gave, aware, in UTC."""
 
     @abstractmethod
-    def save_run(self, bind: Bind, values: Values, *, expected: int | None, force: bool) -> Row | None:
-        """Save a run and, where its status changed, the history.
+    def save_run(
+        self, bind: Bind, values: Values, *, expected: int | None, force: bool, text: StatusText | None
+    ) -> Row | None:
+        """Save a run and, where its status changed, the history, chained where there is a `text`.
 
         Returns:
             Version, time of the save and time of creation; None if refused.
         """
 
     @abstractmethod
+    def delete_run(self, bind: Bind, run_id: str, who: Stamp) -> bool:
+        """Delete a run with its events, leaving a tombstone; return whether there was either."""
+
+    @abstractmethod
     def save_session(self, bind: Bind, values: Values, messages: Sequence[str], *, expected: int | None) -> Row | None:
         """Save a session, writing only messages that changed; return its head, None if refused."""
 
     @abstractmethod
-    def delete_session(self, bind: Bind, session_id: str) -> bool:
-        """Delete a session with its messages; return whether it was there."""
+    def delete_session(self, bind: Bind, session_id: str, who: Stamp) -> bool:
+        """Delete a session with its messages, leaving a tombstone; return whether it was there."""
 
     @abstractmethod
     def append_messages(self, bind: Bind, values: Values, messages: Sequence[str], *, state: bool) -> Row:
         """Append messages to a session; return its head."""
 
     @abstractmethod
-    def append_event(self, bind: Bind, run_id: str, event_type: str, payload: str, key: str | None) -> Row:
+    def append_event(self, bind: Bind, run_id: str, event: NewEvent, who: Stamp) -> Row:
         """Append one event; return its seq and time.
 
         Raises:
@@ -225,8 +259,16 @@ class SQLDialect(ABC):
         """
 
     @abstractmethod
-    def append_events(self, bind: Bind, run_id: str, events: Sequence[tuple[str, str]]) -> Row:
-        """Append events, given as type and payload, with consecutive numbers; return the first seq and the time."""
+    def append_events(self, bind: Bind, run_id: str, events: Sequence[NewEvent], who: Stamp) -> Row:
+        """Append events without keys, with consecutive numbers; return the first seq and the time."""
+
+    @abstractmethod
+    def erase_event(self, bind: Bind, run_id: str, seq: int, who: Stamp) -> bool:
+        """Erase an event's payload and record that; return whether there was one."""
+
+    @abstractmethod
+    def delete_all(self, unit: Bind, who: Stamp) -> None:
+        """Delete every run and session, leaving a tombstone for each."""
 
     @abstractmethod
     def diagnose_place(self, url: URL) -> list[Finding]:

@@ -12,17 +12,19 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from acp_store.backends.sql.dialect import SQLDialect
+from acp_store.actors import Stamp
+from acp_store.backends.sql.dialect import NewEvent, SQLDialect
 from acp_store.backends.sql.prepared import Row
+from acp_store.chain import digest_of_payload, event_text, new_salt
 from acp_store.checks import check_name, check_time
 from acp_store.codec import decode_record, encode, escape_nul
 from acp_store.errors import PayloadError
-from acp_store.records import Error, Message, Run, Session, as_record
+from acp_store.records import Error, Event, Message, Run, Session, as_record
 
-__all__ = ["message_text", "run_from_row", "session_from_row", "values_of_run", "values_of_session"]
+__all__ = ["message_text", "new_event", "run_from_row", "session_from_row", "values_of_run", "values_of_session"]
 
 
-def values_of_run(run: Run, dialect: SQLDialect) -> dict[str, Any]:
+def values_of_run(run: Run, dialect: SQLDialect, who: Stamp) -> dict[str, Any]:
     """Return the values of the statements that save a run.
 
     Raises:
@@ -49,6 +51,9 @@ def values_of_run(run: Run, dialect: SQLDialect) -> dict[str, Any]:
         "run_finished_at": None
         if run.finished_at is None
         else dialect.time_in(check_time("finished_at", run.finished_at)),
+        "run_actor": who.actor,
+        "run_reason": who.reason,
+        "run_trace_id": who.trace_id,
     }
 
 
@@ -99,7 +104,7 @@ def run_from_row(row: Row, dialect: SQLDialect) -> Run:
     return run
 
 
-def values_of_session(session: Session) -> dict[str, Any]:
+def values_of_session(session: Session, who: Stamp) -> dict[str, Any]:
     """Return the values of the statements that save a session's head.
 
     Raises:
@@ -113,7 +118,25 @@ def values_of_session(session: Session) -> dict[str, Any]:
         "session_extra": _document(what, session.model_extra or None),
         "session_wire_fields": _wire_fields(session),
         "session_message_count": len(session.history),
+        "session_actor": who.actor,
+        "session_reason": who.reason,
+        "session_trace_id": who.trace_id,
     }
+
+
+def new_event(run_id: str, event: Event, key: str | None, who: Stamp, *, chained: bool) -> NewEvent:
+    """Return an event as it is written.
+
+    Raises:
+        PayloadError: It cannot be stored.
+    """
+    event_type = check_name("event type", event.type)
+    payload = encode(f"event of run {run_id!r}", event)
+    if not chained:
+        return NewEvent(event_type, payload, key, None, None, None)
+    salt = new_salt()
+    digest = digest_of_payload(salt, payload)
+    return NewEvent(event_type, payload, key, salt, digest, event_text(run_id, event_type, key, who, digest))
 
 
 def message_text(session_id: str, message: Message | str) -> str:

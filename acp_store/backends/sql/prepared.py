@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
-from sqlalchemy import Executable, Select
+from sqlalchemy import Executable, SelectBase
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.sql.compiler import SQLCompiler
 
@@ -29,7 +29,7 @@ class Prepared:
 
     def __init__(self, compiled: SQLCompiler) -> None:
         self.sql = compiled.string
-        self.returns_rows = isinstance(compiled.statement, Select) or bool(compiled.effective_returning)
+        self.returns_rows = isinstance(compiled.statement, SelectBase) or bool(compiled.effective_returning)
         self._positional = compiled.positional
         self._names = tuple(compiled.positiontup or () if compiled.positional else compiled.binds)
         self._constants = {name: bind.value for name, bind in compiled.binds.items() if not bind.required}
@@ -58,7 +58,7 @@ class Preparer:
 
     def __init__(self, dialect: Dialect, schema: str | None) -> None:
         self._dialect = dialect
-        self._schema = schema
+        self.schema = schema
         kind = (dialect.name, dialect.driver, dialect.paramstyle, schema)
         self._prepared = self._shared.setdefault(kind, {})
 
@@ -73,7 +73,7 @@ class Preparer:
     def _compile(self, statement: Executable) -> Prepared:
         compiled = statement.compile(  # type: ignore[attr-defined]  # every Executable is a ClauseElement
             dialect=self._dialect,
-            schema_translate_map={None: self._schema} if self._schema else None,
-            render_schema_translate=self._schema is not None,
+            schema_translate_map={None: self.schema} if self.schema else None,
+            render_schema_translate=self.schema is not None,
         )
         return Prepared(compiled)

@@ -10,30 +10,38 @@ from typing import Any, Final, Literal
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.orm import Session as ORMSession
 
+from acp_store.actors import Stamp, stamp
 from acp_store.backends.sql import statements
 from acp_store.backends.sql.connections import HostBind, PoolBind
-from acp_store.backends.sql.dialect import Bind, DuplicateKeyError, EngineOptions, SQLDialect
+from acp_store.backends.sql.dialect import Bind, DuplicateKeyError, EngineOptions, NewEvent, SQLDialect
 from acp_store.backends.sql.engine import check_schema, create_engine, dialect_of, in_memory
 from acp_store.backends.sql.mapping import (
     message_text,
+    new_event,
     run_from_row,
     session_from_row,
     values_of_run,
     values_of_session,
 )
 from acp_store.backends.sql.revision import require_current
+from acp_store.backends.sql.verify import all_facts, facts, verify_run
+from acp_store.chain import status_text
 from acp_store.checks import MAX_COUNT, check_count, check_name, check_noun, check_time, cursor_of, parse_cursor
-from acp_store.codec import decode_events, encode, same_value
+from acp_store.codec import decode_events, same_value
 from acp_store.errors import AcpStoreError, ConfigurationError, ConflictError
-from acp_store.models import (
-    EventHeadRow,
-    EventRow,
-    RunRow,
-    RunStatusRow,
-    SessionMessageRow,
-    SessionRow,
+from acp_store.models import EventRow, SessionMessageRow, SessionRow
+from acp_store.records import (
+    Event,
+    IdPage,
+    Message,
+    Run,
+    RunPage,
+    Session,
+    StoreStats,
+    Verification,
+    as_event,
+    as_record,
 )
-from acp_store.records import Event, IdPage, Message, Run, RunPage, Session, StoreStats, as_event, as_record
 from acp_store.repository import (
     UNSET,
     Capability,
@@ -45,6 +53,7 @@ from acp_store.repository import (
     SessionLike,
     Unset,
 )
+from acp_store.verifying import Fact
 from acp_store.watching import Subscription
 
 __all__ = ["SQLRepository"]
@@ -65,6 +74,8 @@ class SQLRepository(Repository):
         notify: On PostgreSQL: tell other processes of writes, and hear from them, by NOTIFY and
             LISTEN, so that watchers there need not wait until they look; takes up to two
             connections beyond the pool. Also "on" and "off".
+        chain: Chain each event and each change of status to the one before by a digest, so that
+            `verify` finds what was changed behind the repository's back. Also "on" and "off".
 
     Nothing is connected to before the first call. The schema must be there (`acp_store.migrate`),
     but for SQLite in memory, where it is created.
@@ -81,6 +92,7 @@ class SQLRepository(Repository):
         timeout: float = 30.0,
         pool_size: int = 10,
         notify: bool | Literal["on", "off"] = True,
+        chain: bool | Literal["on", "off"] = True,
     ) -> None:
         self._owned: Engine | None = None
         self._schema = schema
@@ -97,6 +109,7 @@ class SQLRepository(Repository):
             )
         self._dialect: SQLDialect = dialect_of(bind)
         check_schema(self._dialect, schema)
+        self._chain = _switch("chain", chain)
         notify = _switch("notify", notify)
         self._bind: Bind = (
             PoolBind(bind, self._dialect, schema, options, notify=notify)
@@ -133,11 +146,13 @@ class SQLRepository(Repository):
 
     def save_run(self, run: RunLike, *, expected_version: int | None = None, force: bool = False) -> Run:
         run = as_record(Run, run)
-        values = values_of_run(run, self._dialect)
+        who = stamp()
+        values = values_of_run(run, self._dialect, who)
+        text = status_text(values["run_run_id"], values["run_status"], who) if self._chain else None
         expected = None if expected_version is None else check_count("expected_version", expected_version)
         if expected:
             values["expected"] = expected
-        saved = self._dialect.save_run(self._bind, values, expected=expected, force=force)
+        saved = self._dialect.save_run(self._bind, values, expected=expected, force=force, text=text)
         if saved is None:
             raise self._run_conflict(values["run_run_id"], run.status, expected)
         version, updated_at, created_at = saved
@@ -149,15 +164,10 @@ class SQLRepository(Repository):
         return copy
 
     def delete_run(self, run_id: str) -> bool:
-        values = {"run_id": check_name("run id", run_id)}
-        with self._bind.unit() as unit:
-            # The head's lock first: an append that is under way ends before its events are looked for.
-            had_events = unit.write(unit.prepare(statements.delete_head), values)
-            unit.write(unit.prepare(statements.delete_events), values)
-            unit.write(unit.prepare(statements.delete_history), values)
-            was_there = unit.write(unit.prepare(statements.delete_run), values)
-        self._bind.notify(values["run_id"])
-        return bool(had_events or was_there)
+        run_id = check_name("run id", run_id)
+        deleted = self._dialect.delete_run(self._bind, run_id, stamp())
+        self._bind.notify(run_id)
+        return deleted
 
     def list_runs(
         self,
@@ -209,7 +219,7 @@ class SQLRepository(Repository):
 
     def save_session(self, session: SessionLike, *, expected_version: int | None = None) -> Session:
         session = as_record(Session, session)
-        values = values_of_session(session)
+        values = values_of_session(session, stamp())
         session_id = values["session_session_id"]
         messages = [message_text(session_id, item) for item in session.history]
         expected = None if expected_version is None else check_count("expected_version", expected_version)
@@ -224,7 +234,7 @@ class SQLRepository(Repository):
         return copy
 
     def delete_session(self, session_id: str) -> bool:
-        return self._dialect.delete_session(self._bind, check_name("session id", session_id))
+        return self._dialect.delete_session(self._bind, check_name("session id", session_id), stamp())
 
     def append_messages(
         self, session_id: str, messages: Sequence[MessageLike], *, state: Any | Unset = UNSET
@@ -232,7 +242,7 @@ class SQLRepository(Repository):
         session_id = check_name("session id", session_id)
         given = [item if isinstance(item, str) else as_record(Message, item) for item in messages]
         head = Session(id=session_id) if state is UNSET else Session(id=session_id, state=state)
-        values = values_of_session(head) | {"session_message_count": len(given)}
+        values = values_of_session(head, stamp()) | {"session_message_count": len(given)}
         texts = [message_text(session_id, item) for item in given]
         row = self._dialect.append_messages(self._bind, values, texts, state=state is not UNSET)
         stored_id, _, stored_state, extra, wire_fields, updated_at, version = row
@@ -241,12 +251,14 @@ class SQLRepository(Repository):
     def add_event(self, run_id: str, event: EventLike, *, key: str | None = None) -> Event:
         run_id = check_name("run id", run_id)
         event = as_event(event)
-        event_type = check_name("event type", event.type)
-        payload = encode(f"event of run {run_id!r}", event)
-        if key is None:
-            row = self._dialect.append_event(self._bind, run_id, event_type, payload, None)
-        else:
-            row = self._append_once(run_id, event_type, payload, check_name("key", key))
+        key = None if key is None else check_name("key", key)
+        who = stamp()
+        new = new_event(run_id, event, key, who, chained=self._chain)
+        row = (
+            self._dialect.append_event(self._bind, run_id, new, who)
+            if key is None
+            else self._append_once(run_id, new, key, who)
+        )
         self._bind.notify(run_id)
         return event.stamped(row[0], self._dialect.time_out(row[1]))
 
@@ -255,12 +267,24 @@ class SQLRepository(Repository):
         given = [as_event(event) for event in events]
         if not given:
             return []
-        what = f"event of run {run_id!r}"
-        rows = [(check_name("event type", event.type), encode(what, event)) for event in given]
-        first, recorded_at = self._dialect.append_events(self._bind, run_id, rows)
+        who = stamp()
+        new = [new_event(run_id, event, None, who, chained=self._chain) for event in given]
+        first, recorded_at = self._dialect.append_events(self._bind, run_id, new, who)
         self._bind.notify(run_id)
         time = self._dialect.time_out(recorded_at)
         return [event.stamped(seq, time) for seq, event in enumerate(given, first)]
+
+    def erase_event(self, run_id: str, seq: int) -> bool:
+        run_id = check_name("run id", run_id)
+        erased = self._dialect.erase_event(self._bind, run_id, check_count("seq", seq), stamp())
+        if erased:
+            self._bind.notify(run_id)
+        return erased
+
+    def verify(self, run_id: str) -> Verification:
+        run_id = check_name("run id", run_id)
+        with self._bind.snapshot() as snapshot:
+            return verify_run(snapshot, self._dialect, run_id)
 
     def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
         values = {
@@ -271,6 +295,18 @@ class SQLRepository(Repository):
         rows = self._bind.read(self._bind.prepare(statements.get_events), values)
         time_out = self._dialect.time_out
         return decode_events([(seq, time_out(recorded_at), payload) for seq, recorded_at, payload in rows])
+
+    def facts(self, run_id: str | None = None) -> Iterator[Fact]:
+        """Read what `acp_store.verifying` checks, of one run or of everything, as `acp_store.audit` does.
+
+        Sorted by `acp_store.verifying.place_of`, in pages. One run is read as of one moment, everything
+        in portions of some hundred runs. While it is read it holds a connection.
+        """
+        if run_id is None:
+            yield from all_facts(self._bind, self._dialect)
+            return
+        with self._bind.snapshot() as snapshot:
+            yield from facts(snapshot, self._dialect, only=check_name("run id", run_id))
 
     def get_status(self, run_id: str) -> str | None:
         values = {"run_id": check_name("run id", run_id)}
@@ -285,22 +321,21 @@ class SQLRepository(Repository):
         with self._bind.unit() as unit:
             inner = object.__new__(SQLRepository)
             inner._owned, inner._schema, inner._dialect, inner._bind = None, self._schema, self._dialect, unit
-            inner._limits = Limits(1, self._limits.seconds)
+            inner._limits, inner._chain = Limits(1, self._limits.seconds), self._chain
             yield inner
 
     def stats(self) -> StoreStats:
-        with self._bind.unit() as unit:
-            by_status: dict[str, int] = dict(unit.read(unit.prepare(statements.count_by_status), {}))
+        with self._bind.snapshot() as snapshot:
+            by_status: dict[str, int] = dict(snapshot.read(snapshot.prepare(statements.count_by_status), {}))
             sessions, events, messages = (
-                unit.read(unit.prepare(statements.count_rows, table), {})[0][0]
+                snapshot.read(snapshot.prepare(statements.count_rows, table), {})[0][0]
                 for table in (SessionRow, EventRow, SessionMessageRow)
             )
         return StoreStats(sum(by_status.values()), sessions, events, messages, by_status)
 
     def clear(self) -> None:
         with self._bind.unit() as unit:
-            for table in (EventHeadRow, EventRow, RunStatusRow, RunRow, SessionMessageRow, SessionRow):
-                unit.write(unit.prepare(statements.delete_all, table), {})
+            self._dialect.delete_all(unit, stamp())
 
     def ping(self) -> bool:
         try:
@@ -312,18 +347,18 @@ class SQLRepository(Repository):
         if isinstance(self._bind, PoolBind):
             self._bind.close()
 
-    def _append_once(self, run_id: str, event_type: str, payload: str, key: str) -> Any:
+    def _append_once(self, run_id: str, event: NewEvent, key: str, who: Stamp) -> Any:
         try:
             # Inside a transaction a key that was used undoes this append alone.
             with self._bind.attempt() as bind:
-                return self._dialect.append_event(bind, run_id, event_type, payload, key)
+                return self._dialect.append_event(bind, run_id, event, who)
         except DuplicateKeyError as error:
             values = {"run_id": run_id, "key": key}
             rows = self._bind.read(self._bind.prepare(statements.event_by_key), values)
             if not rows:
-                return self._append_once(run_id, event_type, payload, key)
+                return self._append_once(run_id, event, key, who)
             seq, recorded_at, first = rows[0]
-            if not same_value(first, payload):
+            if not same_value(first, event.payload):
                 raise ConflictError(f"key {key!r} of run {run_id!r} was used for another event, seq {seq}") from error
             return seq, recorded_at
 

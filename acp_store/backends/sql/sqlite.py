@@ -17,15 +17,46 @@ from urllib.parse import unquote
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
-from sqlalchemy import URL, BigInteger, Connection, Engine, bindparam, event, insert, select
+from sqlalchemy import (
+    URL,
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Engine,
+    LargeBinary,
+    Text,
+    and_,
+    bindparam,
+    case,
+    cast,
+    delete,
+    event,
+    func,
+    insert,
+    literal,
+    literal_column,
+    select,
+    update,
+)
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool, PoolProxiedConnection, QueuePool, StaticPool
 
+from acp_store.actors import Stamp
 from acp_store.backends.sql import statements
-from acp_store.backends.sql.dialect import Bind, DuplicateKeyError, EngineOptions, Finding, GiveBack, SQLDialect
+from acp_store.backends.sql.dialect import (
+    Bind,
+    DuplicateKeyError,
+    EngineOptions,
+    Finding,
+    GiveBack,
+    NewEvent,
+    SQLDialect,
+)
 from acp_store.backends.sql.notify import SharedNotifiers
+from acp_store.backends.sql.numbering import take_numbers
 from acp_store.backends.sql.prepared import Row, Values
+from acp_store.chain import StatusText, erased_payload, erasure_digest, tombstone_digest
 from acp_store.errors import (
     AcpStoreError,
     BackendUnavailableError,
@@ -33,7 +64,17 @@ from acp_store.errors import (
     PayloadError,
     SchemaError,
 )
-from acp_store.models import EventHeadRow, EventRow, RunStatusRow, SessionMessageRow
+from acp_store.models import (
+    Base,
+    ErasureRow,
+    EventHeadRow,
+    EventRow,
+    RunRow,
+    RunStatusRow,
+    SessionMessageRow,
+    SessionRow,
+    TombstoneRow,
+)
 from acp_store.models.base import JSONText, Name, UTCDateTime
 from acp_store.records import utc_now
 from acp_store.watching import Notifier
@@ -57,6 +98,7 @@ class SQLite(SQLDialect):
     # Takes the write lock at once: SQLite fails a transaction that read first and wants it later,
     # whatever the busy timeout (https://www.sqlite.org/lang_transaction.html, section 2.1).
     begin: ClassVar[str] = "BEGIN IMMEDIATE"
+    begin_snapshot: ClassVar[str] = "BEGIN"
 
     def __init__(self) -> None:
         self._locks: WeakKeyDictionary[Engine, _ThreadLock] = WeakKeyDictionary()
@@ -185,26 +227,47 @@ class SQLite(SQLDialect):
             return PayloadError(f"SQLite cannot store this value: {text}")
         return BackendUnavailableError(f"SQLite: {text}")
 
-    def save_run(self, bind: Bind, values: Values, *, expected: int | None, force: bool) -> Row | None:
+    def save_run(
+        self, bind: Bind, values: Values, *, expected: int | None, force: bool, text: StatusText | None
+    ) -> Row | None:
         with bind.unit() as unit:
-            now = self.time_in(utc_now())
             variant = statements.save_variant(expected)
+            now = self.time_in(utc_now())
             rows = unit.write(unit.prepare(_save_run, variant, force), {**values, "now": now})
             if not rows:
                 return None
-            version, updated_at, previous, created_at = rows[0]
+            version, updated_at, created_at, previous, digest = rows[0]
             if previous != values["run_status"]:
-                unit.write(
-                    unit.prepare(_add_history),
-                    {
-                        "run_id": values["run_run_id"],
-                        "version": version,
-                        "from_status": previous,
-                        "to_status": values["run_status"],
-                        "now": now,
-                    },
-                )
+                history = {"from_status": previous, "version": version, "changed_at": updated_at, "digest": None}
+                if text is not None:
+                    history["digest"] = text.digest(self.time_out(updated_at), previous, digest, version)
+                    unit.write(unit.prepare(_set_history_digest), {**values, **history})
+                unit.write(unit.prepare(_add_history), {**values, **history})
             return version, updated_at, created_at
+
+    def delete_run(self, bind: Bind, run_id: str, who: Stamp) -> bool:
+        values = {"run_id": run_id}
+        with bind.unit() as unit:
+            heads = unit.write(unit.prepare(_delete_head), values)
+            events = unit.write(unit.prepare(_delete_events), values)
+            unit.write(unit.prepare(_delete_erasures), values)
+            # By hand: a host's engine may have left foreign keys, and so the cascade, off.
+            unit.write(unit.prepare(_delete_history), values)
+            runs = unit.write(unit.prepare(_delete_run), values)
+            if not heads and not events and not runs:
+                return False
+            event_count, last_digest = heads[0] if heads else (len(events), None)
+            message_count, history_digest = runs[0] if runs else (0, None)
+            self._bury(
+                unit,
+                "run",
+                run_id,
+                who,
+                event_count=event_count,
+                message_count=message_count,
+                last_digest=last_digest or history_digest,
+            )
+        return True
 
     def save_session(self, bind: Bind, values: Values, messages: Sequence[str], *, expected: int | None) -> Row | None:
         session_id = values["session_session_id"]
@@ -223,19 +286,22 @@ class SQLite(SQLDialect):
             unit.write_many(
                 unit.prepare(_put_message),
                 [
-                    {"session_id": session_id, "position": position, "payload": payload, "now": now}
+                    {**values, "session_id": session_id, "position": position, "payload": payload, "now": now}
                     for position, payload in enumerate(messages)
                     if stored.get(position) != payload
                 ],
             )
             return rows[0]
 
-    def delete_session(self, bind: Bind, session_id: str) -> bool:
+    def delete_session(self, bind: Bind, session_id: str, who: Stamp) -> bool:
         values = {"session_id": session_id}
         with bind.unit() as unit:
             # By hand: a host's engine may have left foreign keys, and so the cascade, off.
             unit.write(unit.prepare(statements.cut_session_messages), {**values, "position": 0})
-            return bool(unit.write(unit.prepare(statements.delete_session), values))
+            rows = unit.write(unit.prepare(_delete_session), values)
+            if rows:
+                self._bury(unit, "session", session_id, who, event_count=0, message_count=rows[0][0], last_digest=None)
+        return bool(rows)
 
     def append_messages(self, bind: Bind, values: Values, messages: Sequence[str], *, state: bool) -> Row:
         with bind.unit() as unit:
@@ -245,35 +311,87 @@ class SQLite(SQLDialect):
             unit.write_many(
                 unit.prepare(_put_message),
                 [
-                    {"session_id": session_id, "position": position, "payload": payload, "now": now}
+                    {**values, "session_id": session_id, "position": position, "payload": payload, "now": now}
                     for position, payload in enumerate(messages, count - len(messages))
                 ],
             )
             return head
 
-    def append_event(self, bind: Bind, run_id: str, event_type: str, payload: str, key: str | None) -> Row:
-        with bind.unit() as unit:
-            now = self.time_in(utc_now())
-            ((seq,),) = unit.write(unit.prepare(_advance_head), {"run_id": run_id, "count": 1})
-            unit.write(
-                unit.prepare(_put_event),
-                {"run_id": run_id, "seq": seq, "event_type": event_type, "key": key, "payload": payload, "now": now},
-            )
-            return seq, now
+    def append_event(self, bind: Bind, run_id: str, event: NewEvent, who: Stamp) -> Row:
+        return self.append_events(bind, run_id, [event], who)
 
-    def append_events(self, bind: Bind, run_id: str, events: Sequence[tuple[str, str]]) -> Row:
+    def append_events(self, bind: Bind, run_id: str, events: Sequence[NewEvent], who: Stamp) -> Row:
         with bind.unit() as unit:
-            now = self.time_in(utc_now())
-            ((last,),) = unit.write(unit.prepare(_advance_head), {"run_id": run_id, "count": len(events)})
-            first = last - len(events) + 1
+            values = {"run_id": run_id, "now": self.time_in(utc_now())}
+            numbers = take_numbers(unit, unit.prepare(_advance_head), values, events, self.time_out)
             unit.write_many(
                 unit.prepare(_put_event),
                 [
-                    {"run_id": run_id, "seq": seq, "event_type": kind, "key": None, "payload": payload, "now": now}
-                    for seq, (kind, payload) in enumerate(events, first)
+                    {
+                        "run_id": run_id,
+                        "seq": seq,
+                        "event_type": event.event_type,
+                        "key": event.key,
+                        "payload": event.payload,
+                        "recorded_at": numbers.recorded_at,
+                        "payload_salt": event.salt,
+                        "payload_digest": event.payload_digest,
+                        "digest": digest,
+                        **who._asdict(),
+                    }
+                    for seq, (event, digest) in enumerate(zip(events, numbers.digests, strict=True), numbers.first)
                 ],
             )
-            return first, now
+            return numbers.first, numbers.recorded_at
+
+    def erase_event(self, bind: Bind, run_id: str, seq: int, who: Stamp) -> bool:
+        values = {"run_id": run_id, "seq": seq}
+        with bind.unit() as unit:
+            rows = unit.read(unit.prepare(_event_to_erase), values)
+            if not rows:
+                return False
+            event_type, event_digest = rows[0]
+            unit.write(unit.prepare(_erase_payload), {**values, "payload": erased_payload(event_type)})
+            now = utc_now()
+            digest = erasure_digest(run_id, seq, now, who, event_digest)
+            erasure = {**values, "erased_at": self.time_in(now), "digest": digest, **who._asdict()}
+            unit.write(unit.prepare(_add_erasure), erasure)
+        return True
+
+    def delete_all(self, unit: Bind, who: Stamp) -> None:
+        for (run_id,) in unit.read(unit.prepare(statements.all_run_ids), {}):
+            self.delete_run(unit, run_id, who)
+        for (session_id,) in unit.read(unit.prepare(statements.all_session_ids), {}):
+            self.delete_session(unit, session_id, who)
+
+    def _bury(
+        self,
+        unit: Bind,
+        kind: str,
+        id_: str,
+        who: Stamp,
+        *,
+        event_count: int,
+        message_count: int,
+        last_digest: bytes | None,
+    ) -> None:
+        now = utc_now()
+        digest = tombstone_digest(
+            kind, id_, now, who, event_count=event_count, message_count=message_count, last_digest=last_digest
+        )
+        unit.write(
+            unit.prepare(_add_tombstone),
+            {
+                "id": id_,
+                "kind": kind,
+                "deleted_at": self.time_in(now),
+                "event_count": event_count,
+                "message_count": message_count,
+                "last_digest": last_digest,
+                "digest": digest,
+                **who._asdict(),
+            },
+        )
 
     def diagnose_place(self, url: URL) -> list[Finding]:
         if _is_memory(url):
@@ -414,18 +532,92 @@ def _take_synchronous(url: URL) -> tuple[URL, str]:
     return url.difference_update_query(["synchronous"]), given
 
 
+def _now(stored: ColumnElement[Any] | None) -> ColumnElement[Any]:
+    return _CLOCK if stored is None else func.max(func.coalesce(stored, _CLOCK), _CLOCK)
+
+
+def _insert(row: type[Base], **given: str) -> Any:
+    """Insert a row; each parameter is called as its column unless `given` calls it otherwise."""
+    table = row.__table__
+    return insert(row).values(
+        {column.name: bindparam(given.get(column.name, column.name), type_=column.type) for column in table.columns}
+    )
+
+
 def _save_run(variant: str, force: bool) -> Any:
-    return statements.save_run(sqlite_insert, _CLOCK, variant, force)
+    return statements.save_run(sqlite_insert, _now, variant, force)
 
 
 def _add_history() -> Any:
-    return insert(RunStatusRow).values(
-        run_id=bindparam("run_id", type_=Name()),
-        version=bindparam("version", type_=BigInteger),
-        from_status=bindparam("from_status", type_=Name()),
-        to_status=bindparam("to_status", type_=Name()),
-        changed_at=_CLOCK,
+    names = {"run_id": "run_run_id", "to_status": "run_status"}
+    return _insert(RunStatusRow, **names, **{name: f"run_{name}" for name in statements.STAMP})
+
+
+def _set_history_digest() -> Any:
+    return (
+        update(RunRow)
+        .where(RunRow.run_id == bindparam("run_run_id", type_=Name()))
+        .values(history_digest=bindparam("digest", type_=LargeBinary))
     )
+
+
+def _of_run(row: type[Base]) -> ColumnElement[bool]:
+    return row.__table__.c.run_id == bindparam("run_id", type_=Name())
+
+
+def _delete_head() -> Any:
+    return delete(EventHeadRow).where(_of_run(EventHeadRow)).returning(EventHeadRow.last_seq, EventHeadRow.digest)
+
+
+def _delete_events() -> Any:
+    return delete(EventRow).where(_of_run(EventRow)).returning(literal_column("1"))
+
+
+def _delete_erasures() -> Any:
+    return delete(ErasureRow).where(_of_run(ErasureRow))
+
+
+def _delete_history() -> Any:
+    return delete(RunStatusRow).where(_of_run(RunStatusRow))
+
+
+def _delete_run() -> Any:
+    count = sum((_length(RunRow.__table__.c[name]) for name in ("input", "output")), start=literal(0))
+    return delete(RunRow).where(_of_run(RunRow)).returning(count, RunRow.history_digest)
+
+
+def _length(column: ColumnElement[Any]) -> ColumnElement[int]:
+    """Return how many items a JSON array has; 0 of anything else."""
+    text = cast(column, Text)
+    is_array = and_(func.json_valid(text), func.json_type(text) == literal_column("'array'"))
+    return case((is_array, func.json_array_length(text)), else_=literal_column("0"))
+
+
+def _delete_session() -> Any:
+    session_id = bindparam("session_id", type_=Name())
+    return delete(SessionRow).where(SessionRow.session_id == session_id).returning(SessionRow.message_count)
+
+
+def _add_tombstone() -> Any:
+    return _insert(TombstoneRow)
+
+
+def _event_to_erase() -> Any:
+    seq = bindparam("seq", type_=BigInteger)
+    erased = select(ErasureRow.seq).where(_of_run(ErasureRow), ErasureRow.seq == seq).exists()
+    return select(EventRow.event_type, EventRow.digest).where(_of_run(EventRow), EventRow.seq == seq, ~erased)
+
+
+def _erase_payload() -> Any:
+    return (
+        update(EventRow)
+        .where(_of_run(EventRow), EventRow.seq == bindparam("seq", type_=BigInteger))
+        .values(payload=bindparam("payload", type_=JSONText()), payload_salt=None)
+    )
+
+
+def _add_erasure() -> Any:
+    return _insert(ErasureRow)
 
 
 def _save_session(variant: str) -> Any:
@@ -443,28 +635,26 @@ def _session_messages() -> Any:
 
 
 def _put_message() -> Any:
+    stamp = {name: f"session_{name}" for name in statements.STAMP}
+    table = SessionMessageRow.__table__
     statement = sqlite_insert(SessionMessageRow).values(
-        session_id=bindparam("session_id", type_=Name()),
-        position=bindparam("position", type_=BigInteger),
-        payload=bindparam("payload", type_=JSONText()),
-        recorded_at=_CLOCK,
+        {
+            column.name: bindparam(stamp.get(column.name, column.name), type_=column.type)
+            for column in table.columns
+            if column.name != "recorded_at"
+        }
+        | {"recorded_at": _CLOCK}
     )
-    new = statement.excluded
+    columns = ("payload", "recorded_at", *statements.STAMP)
     return statement.on_conflict_do_update(
-        index_elements=["session_id", "position"], set_={"payload": new.payload, "recorded_at": new.recorded_at}
+        index_elements=["session_id", "position"], set_={name: statement.excluded[name] for name in columns}
     )
 
 
 def _advance_head() -> Any:
-    return statements.advance_head(sqlite_insert).returning(EventHeadRow.last_seq)
+    head = EventHeadRow
+    return statements.advance_head(sqlite_insert, _now).returning(head.last_seq, head.recorded_at, head.digest)
 
 
 def _put_event() -> Any:
-    return insert(EventRow).values(
-        run_id=bindparam("run_id", type_=Name()),
-        seq=bindparam("seq", type_=BigInteger),
-        event_type=bindparam("event_type", type_=Name()),
-        key=bindparam("key", type_=Name()),
-        payload=bindparam("payload", type_=JSONText()),
-        recorded_at=_CLOCK,
-    )
+    return _insert(EventRow)

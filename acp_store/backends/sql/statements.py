@@ -13,24 +13,29 @@ from sqlalchemy import (
     BindParameter,
     ColumnElement,
     Executable,
+    LargeBinary,
     Select,
     Text,
     and_,
     bindparam,
+    case,
     cast,
     delete,
     func,
     literal,
     literal_column,
+    null,
     or_,
     select,
     union,
     update,
 )
 
-from acp_store.models import EventHeadRow, EventRow, RunRow, RunStatusRow, SessionMessageRow, SessionRow
-from acp_store.models.base import Base, Name, UTCDateTime
+from acp_store.models import EventHeadRow, EventRow, RunRow, SessionMessageRow, SessionRow
+from acp_store.models.base import Base, JSONText, Name, UTCDateTime
 from acp_store.records import TERMINAL_STATUSES
+
+_ONE: Final = literal_column("1", BigInteger)
 
 # In the order of `mapping.run_from_row`.
 _RUN_COLUMNS: Final = (
@@ -155,39 +160,9 @@ def event_by_key() -> Executable:
     )
 
 
-def delete_head() -> Executable:
-    """Delete a run's event head; whoever holds its lock is the only writer of the run's events."""
-    return delete(EventHeadRow).where(EventHeadRow.run_id == _name("run_id")).returning(literal(1))
-
-
-def delete_events() -> Executable:
-    """Delete a run's events."""
-    return delete(EventRow).where(EventRow.run_id == _name("run_id"))
-
-
-def delete_history() -> Executable:
-    """Delete a run's status history: by hand, as a host's SQLite may have foreign keys off."""
-    return delete(RunStatusRow).where(RunStatusRow.run_id == _name("run_id"))
-
-
-def delete_run() -> Executable:
-    """Delete a run."""
-    return delete(RunRow).where(RunRow.run_id == _name("run_id")).returning(literal(1))
-
-
-def delete_session() -> Executable:
-    """Delete a session; its messages go with it by cascade."""
-    return delete(SessionRow).where(SessionRow.session_id == _name("session_id")).returning(literal(1))
-
-
 def ping() -> Executable:
     """Ask the database for something it needs no table for."""
     return select(literal_column("1"))
-
-
-def delete_all(table: type[Base]) -> Executable:
-    """Delete every row of a table."""
-    return delete(table)
 
 
 def count_rows(table: type[Base]) -> Executable:
@@ -208,12 +183,22 @@ def list_run_ids(after: bool) -> Executable:
     return select(ids.c.id).order_by(ids.c.id).limit(limit)
 
 
+def all_run_ids() -> Select[Any]:
+    """Read the ids of all runs, of those too that have a head or events only."""
+    return union(*[select(column.label("id")) for column in (RunRow.run_id, EventHeadRow.run_id, EventRow.run_id)])  # type: ignore[return-value]
+
+
 def list_session_ids(after: bool) -> Executable:
     """Read ids of sessions in order."""
     statement = select(SessionRow.session_id).order_by(SessionRow.session_id)
     if after:
         statement = statement.where(SessionRow.session_id > _name("after"))
     return statement.limit(bindparam("limit", type_=BigInteger))
+
+
+def all_session_ids() -> Select[Any]:
+    """Read the ids of all sessions."""
+    return select(SessionRow.session_id.label("id"))
 
 
 def count_by_status() -> Executable:
@@ -226,14 +211,26 @@ def count_by_status() -> Executable:
 # PostgreSQL's insert or SQLite's: alike in what is used here, without a common base that types it.
 _Insert: TypeAlias = Callable[[Any], Any]
 
+Clock: TypeAlias = Callable[[ColumnElement[Any] | None], ColumnElement[Any]]
+"""Gives the time of a write; never one before the stored time that it is given."""
+
+StatusDigest: TypeAlias = Callable[
+    [ColumnElement[Any], ColumnElement[Any], ColumnElement[Any], ColumnElement[Any]], ColumnElement[Any]
+]
+"""Gives the digest of a change of status, of its time, the status before, the digest before and the version."""
+
+EventDigest: TypeAlias = Callable[[ColumnElement[Any], ColumnElement[Any], ColumnElement[Any]], ColumnElement[Any]]
+"""Gives the digest of an event, of the digest before, its time and its number."""
+
+_RUN_ASSIGNED: Final = {"updated_at", "version", "previous_status", "output_version", "history_digest"}
 _RUN_VALUES: Final = {
     column.key: bindparam(f"run_{column.key}", type_=column.type)
     for column in RunRow.__table__.columns
-    if column.key not in {"updated_at", "version", "previous_status"}
+    if column.key not in _RUN_ASSIGNED
 }
 # NULL where the run came without its time: then the stored one stays.
 _GIVEN_CREATED_AT: Final = bindparam("given_created_at", type_=UTCDateTime())
-_SAVED: Final = (RunRow.version, RunRow.updated_at, RunRow.previous_status, RunRow.created_at)
+_SAVED: Final = (RunRow.version, RunRow.updated_at, RunRow.created_at, RunRow.previous_status, RunRow.history_digest)
 
 
 def save_variant(expected: int | None) -> str:
@@ -246,60 +243,74 @@ def _may_change_status(new_status: ColumnElement[Any]) -> ColumnElement[bool]:
     return or_(not_terminal, RunRow.status == new_status)
 
 
-def save_run(insert: _Insert, clock: ColumnElement[Any], variant: str, force: bool) -> Any:
-    """Save a run, returning version, time and status before; no row where that is refused."""
+def save_run(insert: _Insert, clock: Clock, variant: str, force: bool, digest: StatusDigest | None = None) -> Any:
+    """Save a run, returning `_SAVED`; no row where that is refused.
+
+    Args:
+        insert: The database's insert.
+        clock: The database's clock.
+        variant: What `save_variant` said.
+        force: Whether a terminal status may change.
+        digest: Chains the status history in this very statement; None leaves the stored digest.
+    """
     if variant == "insert":
-        return _insert_run(insert, clock)
-    return _upsert_run(insert, clock, force) if variant == "upsert" else _update_run(clock, force)
-
-
-def _insert_run(insert: _Insert, clock: ColumnElement[Any]) -> Any:
-    statement = _new_run(insert, clock).on_conflict_do_nothing(index_elements=["run_id"])
-    return statement.returning(*_SAVED)
-
-
-def _upsert_run(insert: _Insert, clock: ColumnElement[Any], force: bool) -> Any:
-    statement = _new_run(insert, clock)
+        return _new_run(insert, clock, digest).on_conflict_do_nothing(index_elements=["run_id"]).returning(*_SAVED)
+    if variant == "update":
+        return _update_run(clock, force, digest)
+    statement = _new_run(insert, clock, digest)
     new = statement.excluded
-    changes = {name: new[name] for name in _RUN_VALUES if name != "run_id"} | {
-        "created_at": func.coalesce(_GIVEN_CREATED_AT, RunRow.created_at),
-        "updated_at": new.updated_at,
-        "version": RunRow.version + 1,
-        "previous_status": RunRow.status,
-    }
+    changes = {name: new[name] for name in _RUN_VALUES if name != "run_id"} | _changes(clock, new, digest)
     where = None if force else _may_change_status(new.status)
     return statement.on_conflict_do_update(index_elements=["run_id"], set_=changes, where=where).returning(*_SAVED)
 
 
-def _update_run(clock: ColumnElement[Any], force: bool) -> Any:
-    changes = {name: value for name, value in _RUN_VALUES.items() if name != "run_id"} | {
-        "created_at": func.coalesce(_GIVEN_CREATED_AT, RunRow.created_at),
-        "updated_at": clock,
-        "version": RunRow.version + 1,
-        "previous_status": RunRow.status,
-    }
+def _update_run(clock: Clock, force: bool, digest: StatusDigest | None) -> Any:
+    changes: dict[str, Any] = {name: value for name, value in _RUN_VALUES.items() if name != "run_id"}
     conditions = [RunRow.run_id == _RUN_VALUES["run_id"], RunRow.version == bindparam("expected", type_=BigInteger)]
     if not force:
         conditions.append(_may_change_status(_RUN_VALUES["status"]))
     return (
         update(RunRow.__table__)  # type: ignore[arg-type]  # the columns' own names, "metadata" among them
         .where(*conditions)
-        .values(changes)
+        .values(changes | _changes(clock, _RUN_VALUES, digest))
         .returning(*_SAVED)
     )
 
 
-def _new_run(insert: _Insert, clock: ColumnElement[Any]) -> Any:
-    return insert(RunRow.__table__).values(
-        **_RUN_VALUES,
-        updated_at=clock,
-        version=literal(1, BigInteger),
-    )
+def _changes(clock: Clock, new: Any, digest: StatusDigest | None) -> dict[str, Any]:
+    """Return what a save of a run that is there sets besides the run's own values."""
+    version = RunRow.version + _ONE
+    updated_at = clock(RunRow.__table__.c.updated_at)
+    # Once as JSON: PostgreSQL wants one type for all uses of a parameter.
+    same_output = cast(RunRow.__table__.c.output, Text) == cast(cast(new["output"], JSONText()), Text)
+    changes: dict[str, Any] = {
+        "created_at": func.coalesce(_GIVEN_CREATED_AT, RunRow.created_at),
+        "updated_at": updated_at,
+        "version": version,
+        "previous_status": RunRow.status,
+        "output_version": case((same_output, RunRow.output_version), else_=version),
+    }
+    if digest is not None:
+        changed = digest(updated_at, RunRow.__table__.c.status, RunRow.__table__.c.history_digest, version)
+        same_status = RunRow.status == new["status"]
+        changes["history_digest"] = case((same_status, RunRow.history_digest), else_=changed)
+    return changes
 
+
+def _new_run(insert: _Insert, clock: Clock, digest: StatusDigest | None) -> Any:
+    now, first = clock(None), _ONE
+    values = {**_RUN_VALUES, "updated_at": now, "version": first, "output_version": first}
+    if digest is not None:
+        values["history_digest"] = digest(now, null(), null(), first)
+    return insert(RunRow.__table__).values(values)
+
+
+STAMP: Final = ("actor", "reason", "trace_id")
+"""The columns of `models.base.Stamped`."""
 
 _SESSION_VALUES: Final = {
     name: bindparam(f"session_{name}", type_=SessionRow.__table__.c[name].type)
-    for name in ("session_id", "state", "extra", "wire_fields", "message_count")
+    for name in ("session_id", "state", "extra", "wire_fields", "message_count", "actor", "reason", "trace_id")
 }
 _SESSION_HEAD: Final = (
     SessionRow.session_id,
@@ -356,6 +367,7 @@ def extend_session(insert: _Insert, clock: ColumnElement[Any], state: bool) -> A
         "message_count": SessionRow.message_count + statement.excluded.message_count,
         "updated_at": statement.excluded.updated_at,
         "version": SessionRow.version + 1,
+        **{name: statement.excluded[name] for name in STAMP},
     }
     if state:
         changes["state"] = statement.excluded.state
@@ -370,17 +382,30 @@ def cut_session_messages() -> Executable:
     )
 
 
-def advance_head(insert: _Insert) -> Any:
-    """Take the next `count` numbers of a run; the row's lock is held until commit."""
+def advance_head(insert: _Insert, clock: Clock, digest: EventDigest | None = None) -> Any:
+    """Take the next `count` numbers of a run; the row's lock is held until commit.
+
+    With a `digest`, of one event: `count` must be 1 then.
+    """
+    head = EventHeadRow.__table__.c
     count = bindparam("count", type_=BigInteger)
+    now = clock(head.recorded_at)
+    first: dict[str, Any] = {"run_id": _name("run_id"), "last_seq": count, "recorded_at": clock(None)}
+    following: dict[str, Any] = {"last_seq": head.last_seq + count, "recorded_at": now}
+    if digest is not None:
+        first["digest"] = digest(null(), clock(None), count)
+        following["digest"] = digest(head.digest, now, head.last_seq + count)
+    return insert(EventHeadRow).values(first).on_conflict_do_update(index_elements=["run_id"], set_=following)
+
+
+def set_head_digest() -> Executable:
+    """Set the digest of a run's last event, in the transaction that `advance_head` began."""
     return (
-        insert(EventHeadRow)
-        .values(run_id=_name("run_id"), last_seq=count)
-        .on_conflict_do_update(index_elements=["run_id"], set_={"last_seq": EventHeadRow.last_seq + count})
+        update(EventHeadRow)
+        .where(EventHeadRow.run_id == _name("run_id"))
+        .values(digest=bindparam("digest", type_=LargeBinary))
     )
 
 
 def _new_session(insert: _Insert, clock: ColumnElement[Any]) -> Any:
-    return insert(SessionRow).values(
-        **_SESSION_VALUES, created_at=clock, updated_at=clock, version=literal(1, BigInteger)
-    )
+    return insert(SessionRow).values(**_SESSION_VALUES, created_at=clock, updated_at=clock, version=_ONE)
