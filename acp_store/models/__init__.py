@@ -16,6 +16,7 @@ from acp_store.models.tombstone import TombstoneRow
 __all__ = [
     "REVISION",
     "VERSION_TABLE",
+    "VIEWS",
     "Base",
     "ErasureRow",
     "EventHeadRow",
@@ -29,3 +30,16 @@ __all__ = [
 
 REVISION: Final = "0004"
 VERSION_TABLE: Final = "acp_alembic_version"
+VIEWS: Final = (
+    "audit_daily",
+    "audit_deletions",
+    "audit_erasures",
+    "audit_events",
+    "audit_late_changes",
+    "audit_messages",
+    "audit_runs",
+    "audit_sessions",
+    "audit_status_history",
+    "audit_tool_calls",
+)
+"""The views for auditors, which the migrations alone define."""

@@ -60,7 +60,7 @@ def added() -> list[tuple[str, sa.Column[Any]]]:
 
 def upgrade() -> None:
     """Add the columns and the tables."""
-    schema = op.get_context().version_table_schema
+    schema = schema_name()
     lock(schema)
     for table, column in added():
         op.add_column(table, column, schema=schema)
@@ -91,12 +91,18 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop them; rows of the older tables stay."""
-    schema = op.get_context().version_table_schema
+    schema = schema_name()
     lock(schema)
     for table in ("acp_tombstones", "acp_erasures"):
         op.drop_table(table, schema=schema)
     for table, column in reversed(added()):
         op.drop_column(table, column.name, schema=schema)
+
+
+def schema_name() -> str | None:
+    """Return the schema's name so that ALTER TABLE takes a dot in it for a dot."""
+    schema = op.get_context().version_table_schema
+    return None if schema is None else sa.sql.quoted_name(schema, quote=True)
 
 
 def lock(schema: str | None) -> None:

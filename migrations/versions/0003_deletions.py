@@ -151,7 +151,7 @@ def downgrade() -> None:
     schema = context.version_table_schema
     prefix = f"{context.dialect.identifier_preparer.quote(schema)}." if schema else ""
     for signature in FUNCTIONS:
-        op.execute(f"DROP FUNCTION {prefix}{types(signature)}")
+        op.execute(f"DROP FUNCTION IF EXISTS {prefix}{types(signature)}")
 
 
 def types(signature: str) -> str:

@@ -518,4 +518,4 @@ def downgrade() -> None:
     """Drop the views."""
     d = dialect()
     for view in reversed(VIEWS):
-        execute(f"DROP VIEW {d.prefix}{view.__name__}")
+        execute(f"DROP VIEW IF EXISTS {d.prefix}{view.__name__}")

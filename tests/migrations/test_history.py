@@ -17,7 +17,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Column, Integer, MetaData, Table, inspect, make_url, text
 
 from acp_store import SchemaError, migrate, open_repository
-from acp_store.models import REVISION
+from acp_store.models import REVISION, Base
 from tests.hosts import host_engine
 from tests.servers import wait_until
 
@@ -69,7 +69,7 @@ def test_up_down_up_with_rows(empty_url: str, recordings: list[dict[str, Any]]) 
 
 def test_models_and_database_agree(empty_url: str) -> None:
     """Nothing differs between the migrated tables and the models."""
-    assert "0001" in migrate.check(empty_url)[0]
+    assert REVISION in migrate.check(empty_url)[0]
     migrate.upgrade(empty_url)
     assert migrate.check(empty_url) == []
 
@@ -125,7 +125,7 @@ def test_a_named_schema_holds_everything(empty_postgres_url: str, recordings: li
     schema = 'Weird "schema".x'
     migrate.upgrade(empty_postgres_url, schema=schema)
     assert _tables(empty_postgres_url) == set()
-    assert len(_tables(empty_postgres_url, schema)) == 7
+    assert len(_tables(empty_postgres_url, schema)) == len(Base.metadata.tables) + 1
     assert migrate.check(empty_postgres_url, schema=schema) == []
     assert migrate.current(empty_postgres_url, schema=schema) == REVISION
     with open_repository(empty_postgres_url, schema=schema) as repository:
@@ -142,7 +142,7 @@ def test_a_named_schema_holds_everything(empty_postgres_url: str, recordings: li
 def test_the_alembic_command_takes_a_schema(empty_postgres_url: str) -> None:
     """``-x schema=`` works online and offline."""
     _alembic("-x", f"url={empty_postgres_url}", "-x", "schema=acp", "upgrade", "head")
-    assert len(_tables(empty_postgres_url, "acp")) == 7
+    assert len(_tables(empty_postgres_url, "acp")) == len(Base.metadata.tables) + 1
     assert "No new" in _alembic("-x", f"url={empty_postgres_url}", "-x", "schema=acp", "check")
     assert "CREATE SCHEMA" in _alembic("-x", "schema=acp", "upgrade", "head", "--sql", DATABASE_URL=empty_postgres_url)
 
@@ -256,7 +256,7 @@ def test_passwords_of_any_characters(own_postgres: Any, password: str) -> None:
 
 def test_an_unmigrated_database_is_refused_with_the_command(empty_url: str) -> None:
     """Opening a database without our tables names the revision needed and the command."""
-    with pytest.raises(SchemaError, match=r"0001 is needed.*acp-store db upgrade") as caught:
+    with pytest.raises(SchemaError, match=rf"{REVISION} is needed.*acp-store db upgrade") as caught:
         open_repository(empty_url)
     assert (caught.value.found, caught.value.needed) == (None, REVISION)
     with open_repository(empty_url, upgrade=True) as repository:
@@ -284,3 +284,20 @@ def test_a_newer_database_is_not_upgraded(empty_url: str) -> None:
     engine.dispose()
     with pytest.raises(SchemaError, match="newer acp_store"):
         open_repository(empty_url, upgrade=True)
+
+
+def test_a_view_or_function_that_is_missing_is_found(empty_url: str) -> None:
+    """`check` names a view, and on PostgreSQL a function, that is not there, and its command brings it back."""
+    migrate.upgrade(empty_url)
+    engine = host_engine(empty_url)
+    with engine.begin() as connection:
+        connection.execute(text("drop view audit_daily"))
+        if not empty_url.startswith("sqlite"):
+            connection.execute(text("drop function acp_delete_run(text, text, text, text)"))
+    engine.dispose()
+    found = migrate.check(empty_url)
+    assert found[0] == "view audit_daily is missing"
+    assert len(found) == (1 if empty_url.startswith("sqlite") else 2)
+    migrate.downgrade(empty_url, "0002")
+    migrate.upgrade(empty_url)
+    assert migrate.check(empty_url) == []

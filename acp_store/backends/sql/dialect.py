@@ -271,6 +271,10 @@ class SQLDialect(ABC):
         """Delete every run and session, leaving a tombstone for each."""
 
     @abstractmethod
+    def missing_functions(self, connection: Connection, schema: str | None) -> list[str]:
+        """Return those of the functions that writes call which are not there."""
+
+    @abstractmethod
     def diagnose_place(self, url: URL) -> list[Finding]:
         """Return what is wrong with a database as far as it shows without connecting to it."""
 

@@ -17,11 +17,11 @@ from alembic.operations.ops import (
     DropConstraintOp,
     OpContainer,
 )
-from sqlalchemy import Connection, MetaData
+from sqlalchemy import Connection, MetaData, inspect
 
 from acp_store.backends.sql.dialect import Finding, SQLDialect
 from acp_store.backends.sql.engine import dialect_of
-from acp_store.models import VERSION_TABLE, Base
+from acp_store.models import VERSION_TABLE, VIEWS, Base
 
 __all__ = ["drift", "only_ours", "our_tables", "target_metadata"]
 
@@ -30,12 +30,14 @@ _REBUILD: Final = (
     "acp-store db upgrade; acp-store import acp.jsonl"
 )
 _RESTORE: Final = "restore the table from a backup: nothing else knows what its rows had in this column"
+_VIEWS_ANEW: Final = "acp-store db downgrade 0003 --yes; acp-store db upgrade -- the views hold no data"
+_FUNCTIONS_ANEW: Final = "acp-store db downgrade 0002 --yes; acp-store db upgrade -- functions and views hold no data"
 _REMOVALS: Final = ("remove_column", "remove_index", "remove_table")
 _STATES: Final = {"add": "is missing", "remove": "is not ours or of another version"}
 
 
 def drift(connection: Connection, schema: str | None) -> list[Finding]:
-    """Return a problem for every table, column, index and constraint that differs from the models."""
+    """Return a problem for everything in the tables that differs from the models, and for what is missing beside them."""
     context = MigrationContext.configure(
         connection,
         opts={
@@ -46,10 +48,15 @@ def drift(connection: Connection, schema: str | None) -> list[Finding]:
         },
     )
     upgrade = produce_migrations(context, target_metadata(schema)).upgrade_ops
-    if upgrade is None:
-        return []
     dialect = dialect_of(connection)
-    return [_finding(context, operation, dialect) for operation in _operations(upgrade)]
+    operations = [] if upgrade is None else _operations(upgrade)
+    views = inspect(connection).get_view_names(schema)
+    beside = [Finding("views", f"view {name} is missing", _VIEWS_ANEW) for name in VIEWS if name not in views]
+    beside += [
+        Finding("functions", f"function {name} is missing", _FUNCTIONS_ANEW)
+        for name in dialect.missing_functions(connection, schema)
+    ]
+    return [*(_finding(context, operation, dialect) for operation in operations), *beside]
 
 
 def target_metadata(schema: str | None) -> MetaData:

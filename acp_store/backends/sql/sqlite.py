@@ -393,6 +393,9 @@ class SQLite(SQLDialect):
             },
         )
 
+    def missing_functions(self, connection: Connection, schema: str | None) -> list[str]:  # noqa: ARG002
+        return []
+
     def diagnose_place(self, url: URL) -> list[Finding]:
         if _is_memory(url):
             return [Finding("file", "in memory: it ends with this process", "name a file, as in sqlite:///acp.db")]
