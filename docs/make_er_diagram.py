@@ -20,6 +20,8 @@ PLACES: Final = {
     "acp_run_status_history": (2, 0),
     "acp_events": (2, 1),
     "acp_event_heads": (2, 2),
+    "acp_erasures": (1, 1),
+    "acp_tombstones": (0, 2),
 }
 # A column that holds a parent's key without a foreign key is drawn as a dashed line.
 PARENTS: Final = {"run_id": "acp_runs", "session_id": "acp_sessions"}

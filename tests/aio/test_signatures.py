@@ -51,6 +51,8 @@ CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "add_event": (("a", {"type": "b"}), {"key": ""}),
     "add_events": (("a", [{"type": "b"}]), {}),
     "get_events": (("a", 0, 5), {}),
+    "verify": (("a",), {}),
+    "erase_event": (("a", 1), {}),
     "stats": ((), {}),
     "clear": ((), {}),
     "ping": ((), {}),
