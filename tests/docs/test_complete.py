@@ -37,6 +37,7 @@ OF_FORKS: Final = {"before_fork", "after_fork"}
 KINDS: Final = (SQLRepository, RedisRepository, CachedRepository)
 # The sources of facts; anything else would have to be reached by who only wants to install or read.
 HOSTS_IN_DOCS: Final = {
+    "api.example.org",
     "html.spec.whatwg.org",
     "keepachangelog.com",
     "localhost",

@@ -57,6 +57,8 @@ def sent(postgres_url: str) -> Iterator[tuple[SQLRepository, list[str]]]:
         ("get_session", lambda repository: repository.get_session("s")),
         ("append_messages", lambda repository: repository.append_messages("s", [Message.user("x")])),
         ("delete_session", lambda repository: repository.delete_session("s")),
+        ("delete_run", lambda repository: repository.delete_run("r")),
+        ("erase_event", lambda repository: repository.erase_event("r", 1)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
