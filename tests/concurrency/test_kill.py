@@ -77,6 +77,7 @@ def _wait_for_more(writers: list[Writer], more: int) -> None:
 def _assert_nothing_is_lost(repository: Repository, writers: list[Writer]) -> None:
     found = repository.get_events("run", limit=1_000_000)
     assert [event.seq for event in found] == list(range(1, len(found) + 1))
+    assert repository.verify("run").problems == []
     stored: dict[tuple[str, int], int | None] = {}
     for event in found:
         generic = event.model_dump()["generic"]
@@ -90,6 +91,7 @@ def _assert_nothing_is_lost(repository: Repository, writers: list[Writer]) -> No
         run = repository.get_run(f"of {writer.name}")
         assert run is not None
         assert run.metadata >= writer.saved
+        assert repository.verify(run.run_id).problems == []
 
 
 def test_writers_killed_under_load(file_url: str) -> None:

@@ -17,6 +17,7 @@ THREADS, PROCESSES, EACH = 16, 8, 25
 def _events(url: str, run: str = "run") -> list[dict[str, Any]]:
     with open_repository(url) as repository:
         found = repository.get_events(run, limit=100_000)
+        assert repository.verify(run).problems == []
     assert [event.seq for event in found] == list(range(1, len(found) + 1))
     return [event.model_dump() for event in found]
 
@@ -40,6 +41,7 @@ def test_sixteen_threads_append_to_one_run(url: str) -> None:
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(write, range(THREADS)))
         found = repository.get_events("run", limit=100_000)
+        assert repository.verify("run").problems == []
     assert [event.seq for event in found] == list(range(1, THREADS * EACH + 1))
     _assert_each_writer_in_order([event.model_dump() for event in found], THREADS)
 
@@ -73,6 +75,7 @@ def test_batches_stay_together(url: str) -> None:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(write, range(8)))
         types = [event.type for event in repository.get_events("run", limit=10_000)]
+        assert repository.verify("run").problems == []
     assert all(len(set(types[start : start + 7])) == 1 for start in range(0, len(types), 7))
     assert len(types) == 560
 
@@ -148,6 +151,7 @@ def test_deleting_beside_appending_leaves_no_orphan(file_url: str) -> None:
         with ThreadPoolExecutor(6) as pool:
             list(pool.map(lambda job: job(0), [append, append, append, append, delete, delete]))
         found = repository.get_events("run", limit=1000)
+        assert repository.verify("run").problems == []
         assert [event.seq for event in found] == list(range(1, len(found) + 1))
         assert repository.stats().events == len(found)
 

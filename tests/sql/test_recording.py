@@ -11,7 +11,6 @@ from sqlalchemy.orm import Session as ORMSession
 
 from acp_store import Message, Run, Session, SQLRepository, actor, open_async_repository, open_repository
 from acp_store.models import (
-    Base,
     ErasureRow,
     EventHeadRow,
     EventRow,
@@ -26,7 +25,7 @@ ALICE = ("alice", "ticket 4711", "trace-1")
 STAMPED = (RunRow, RunStatusRow, EventRow, SessionRow, SessionMessageRow)
 
 
-def _stamps(engine: Engine, table: type[Base]) -> list[tuple[str | None, str | None, str | None]]:
+def _stamps(engine: Engine, table: Any) -> list[tuple[str | None, str | None, str | None]]:
     with ORMSession(engine) as db:
         return [(row.actor, row.reason, row.trace_id) for row in db.scalars(select(table))]
 
@@ -244,8 +243,8 @@ def test_a_hosts_transaction_is_chained_too(file_url: str, engine: Engine) -> No
             assert repository.delete_run("new")
         assert repository.verify("r").ok
         connection.commit()
-    with open_repository(file_url) as repository:
-        report = repository.verify("r")
+    with open_repository(file_url) as reader:
+        report = reader.verify("r")
         assert (report.ok, report.events, report.erased, report.unchained) == (True, 125, 1, 0)
     assert set(_stamps(engine, EventRow)) == {ALICE}
     assert _stamps(engine, TombstoneRow) == _stamps(engine, ErasureRow) == [ALICE]
