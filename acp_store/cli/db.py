@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from acp_store.cli.command import Shared, command, group
 from acp_store.cli.output import confirm, print_error, print_json, print_line, print_table, progress, write
+
+if TYPE_CHECKING:
+    from acp_store.backends.sql.roles import Applied, Roles
 
 __all__ = ["app"]
 
@@ -76,8 +80,8 @@ def current(shared: Shared) -> None:
 def check(shared: Shared) -> None:
     """Say what is wrong with the database, and how to mend it.
 
-    Looks at the revision, at every table, column and index, at this role's rights to select, insert,
-    update and delete, and at the settings (on SQLite: the file, its directory, pragmas, integrity).
+    Looks at the revision, at every table, column and index, at the rights that a server needs (`db roles
+    --writer` grants them), and at the settings (on SQLite: the file, its directory, pragmas, integrity).
     Exits with 1 if anything is wrong. Changes nothing.
     """
     from acp_store import migrate
@@ -129,6 +133,54 @@ def create(shared: Shared) -> None:
         print_json({"created": created, "url": url})
     else:
         print_line(f"{url} {'is created; next: acp-store db upgrade' if created else 'was there already'}")
+
+
+@command(app, "roles")
+def roles(
+    shared: Shared,
+    migrator: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Role that owns all, and so may upgrade and downgrade")
+    ] = None,
+    writer: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Role of servers: saves and appends; deletes only so that a record is left"),
+    ] = None,
+    auditor: Annotated[str | None, typer.Option(metavar="NAME", help="Role that reads the audit views only")] = None,
+    apply: Annotated[bool, typer.Option("--apply", help="Run the SQL, in one transaction [default: print it]")] = False,
+) -> None:
+    """Print the SQL that sets up the roles of a PostgreSQL database, or run it.
+
+    A role that is not there is created, without a password. From writer and auditor all is taken that
+    they must not have, so run it again after each upgrade, as a superuser. With --schema it is printed
+    without connecting. The output is plain SQL, also in a pipe; --json makes one object of it.
+    """
+    from acp_store.backends.sql.roles import Roles, apply_roles, roles_sql
+
+    named = Roles(migrator, writer, auditor)
+    if not named.names:
+        raise typer.BadParameter("name at least one role", param_hint="'--migrator', '--writer', '--auditor'")
+    if apply:
+        with progress("setting up the roles"):
+            applied = apply_roles(shared.database, named, schema=shared.schema)
+        _print_roles(shared, named, applied)
+        return
+    text = roles_sql(shared.database, named, schema=shared.schema)
+    if shared.json:
+        print_json({"sql": text})
+    else:
+        write(text)
+
+
+def _print_roles(shared: Shared, roles: Roles, applied: Applied) -> None:
+    if shared.as_json:
+        print_json({"schema": applied.schema, **asdict(roles), "created": applied.created})
+    else:
+        rows = [
+            (role, name, "created" if name in applied.created else "was there already")
+            for role, name in asdict(roles).items()
+            if name is not None
+        ]
+        print_table([("schema", applied.schema, ""), *rows], ("", "", ""))
 
 
 def _print_move(shared: Shared, before: str | None) -> None:

@@ -128,7 +128,7 @@ def lock(schema: str | None) -> None:
         attempt = connection.begin_nested()
         try:
             connection.execute(set_limit, {"limit": "900ms"})
-            connection.execute(sa.text(statement))
+            connection.exec_driver_sql(statement)
         except sa.exc.OperationalError:
             attempt.rollback()
             if time.monotonic() > end:

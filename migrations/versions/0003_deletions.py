@@ -21,6 +21,8 @@ depends_on = None
 STRING = "coalesce(to_json({0}::text)::text, 'null')"
 HEX = "coalesce('\"' || encode({0}, 'hex') || '\"', 'null')"
 MOMENT = "to_char({0} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
+# U+2400, written so that a database with another encoding than UTF-8 can be upgraded, if not used.
+DOUBLED = "convert_from('\\xe29080', 'UTF8')"
 LENGTH = "CASE WHEN json_typeof({0}) = 'array' THEN json_array_length({0}) ELSE 0 END"
 
 TOMBSTONE = f"""
@@ -90,7 +92,7 @@ DECLARE
 BEGIN
     -- A U+2400 in a stored text is doubled (acp_store.codec).
     UPDATE acp_events SET
-        payload = ('{{"type":' || replace(to_json(event_type)::text, U&'\\2400', U&'\\2400\\2400')
+        payload = ('{{"type":' || replace(to_json(event_type)::text, {DOUBLED}, {DOUBLED} || {DOUBLED})
             || ',"erased":true}}')::json,
         payload_salt = NULL
     WHERE run_id = the_id AND seq = the_seq

@@ -46,6 +46,10 @@ class Dialect(ABC):
         """A stored document, fit to be read."""
 
     @abstractmethod
+    def mentions(self, column: str, word: str) -> str:
+        """Whether a word may be in a stored document: cheap, and no only where it surely is not."""
+
+    @abstractmethod
     def items(self, array: str, name: str) -> str:
         """A table of the items of an array; of none where it is NULL."""
 
@@ -131,6 +135,10 @@ class PostgreSQL(Dialect):
             rf"CASE WHEN strpos({text}, '\u') > 0 AND {text} ~ '\\u(0000|[dD][89a-fA-F])'"
             f" THEN CAST({clean} AS json) ELSE {column} END"
         )
+
+    def mentions(self, column: str, word: str) -> str:
+        text = f"CAST({column} AS text)"
+        return rf"(strpos({text}, '{word}') > 0 OR strpos({text}, '\u') > 0)"
 
     def items(self, array: str, name: str) -> str:
         return f"json_array_elements({array}) WITH ORDINALITY AS {name}(value, place)"
@@ -241,6 +249,9 @@ class SQLite(Dialect):
                     ORDER BY place
                 )
             ) END"""
+
+    def mentions(self, column: str, word: str) -> str:
+        return rf"(instr({column}, '{word}') OR instr({column}, '\u'))"
 
     def items(self, array: str, name: str) -> str:
         return f"json_each({array}) AS {name}"
@@ -414,7 +425,7 @@ def audit_tool_calls(d: Dialect) -> str:
         {d.value(part, "metadata", "tool_input")} AS tool_input,
         {d.value(part, "metadata", "tool_output")} AS tool_output
     FROM {d.prefix}acp_events AS e CROSS JOIN {d.items(parts, "part")}
-    WHERE e.event_type IN ('message.part', 'message.completed')
+    WHERE e.event_type IN ('message.part', 'message.completed') AND {d.mentions("e.payload", "trajectory")}
         AND {d.text(part, "metadata", "kind")} = 'trajectory'
         AND {d.string(part, "metadata", "tool_name")} IS NOT NULL"""
 

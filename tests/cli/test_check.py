@@ -18,6 +18,8 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
+from acp_store.backends.sql.rights import FUNCTIONS, WRITER
+from acp_store.backends.sql.roles import Roles, apply_roles
 from tests.cli.program import RECORDINGS, environment, run
 from tests.cli.test_front_door import make_newer
 from tests.servers import Postgres
@@ -186,13 +188,34 @@ def test_rights(admin_url: str, invoke: Invoke) -> None:
     """Each right that is missing in a table is named, and granted by the SQL shown."""
     with role(admin_url) as url, driver(admin_url) as execute:
         missing = problems(invoke, url)
-        assert [problem["check"] for problem in missing] == ["rights"] * 7 + ["revision"]
+        wanted = len(WRITER) + len(FUNCTIONS)
+        assert [problem["check"] for problem in missing] == ["rights"] * wanted + ["revision"]
         for problem in missing[:-1]:
             execute(problem["fix"])
         assert problems(invoke, url) == []
-        execute(missing[2]["fix"].replace("GRANT SELECT, INSERT,", "REVOKE").replace(" TO ", " FROM "))
+
+
+TAKEN = {
+    "revoke insert, update on acp_runs": "may not insert, update in acp_runs",
+    "revoke insert on acp_events": "may not insert in acp_events",
+    "revoke delete on acp_session_messages": "may not delete in acp_session_messages",
+    "revoke select on acp_tombstones": "may not select in acp_tombstones",
+    "revoke all on function acp_erase_event": "may not execute acp_erase_event(text, bigint, text, text, text)",
+}
+
+
+@pytest.mark.parametrize("taken", TAKEN)
+def test_a_right_that_was_taken(taken: str, admin_url: str, invoke: Invoke) -> None:
+    """A single right that a server needs is missed, and mended by what is shown."""
+    with role(admin_url) as url, driver(admin_url) as execute:
+        name = str(make_url(url).username)
+        apply_roles(admin_url, Roles(writer=name))
+        assert problems(invoke, url) == []
+        execute(f'{taken} from "{name}"')
         (problem,) = problems(invoke, url)
-        assert problem["detail"].endswith("may not update, delete in acp_events")
+        assert (problem["check"], problem["detail"]) == ("rights", f'role "{name}" {TAKEN[taken]}')
+        execute(problem["fix"])
+        assert problems(invoke, url) == []
 
 
 def test_rights_in_a_schema(admin_url: str, invoke: Invoke) -> None:
@@ -210,7 +233,7 @@ def test_rights_in_a_schema(admin_url: str, invoke: Invoke) -> None:
 def test_settings_of_a_role(setting: str, admin_url: str, invoke: Invoke) -> None:
     """A setting that breaks a promise is found, and the SQL shown overrules it."""
     with role(admin_url) as url, driver(admin_url) as execute:
-        execute(f'grant all on all tables in schema public to "{make_url(url).username}"')
+        apply_roles(admin_url, Roles(writer=make_url(url).username))
         execute(f'alter role "{make_url(url).username}" set {setting}')
         (problem,) = problems(invoke, url)
         execute(problem["fix"])

@@ -41,6 +41,7 @@ def test_every_command_is_in_the_reference(script: ModuleType) -> None:
         "db check",
         "db sql",
         "db create",
+        "db roles",
         "import",
         "export",
         "copy",

@@ -37,7 +37,7 @@ _STATES: Final = {"add": "is missing", "remove": "is not ours or of another vers
 
 
 def drift(connection: Connection, schema: str | None) -> list[Finding]:
-    """Return a problem for everything in the tables that differs from the models, and for what is missing beside them."""
+    """Return a problem for all in the tables that differs from the models, and for what is missing beside them."""
     context = MigrationContext.configure(
         connection,
         opts={

@@ -56,6 +56,7 @@ from acp_store.backends.sql.dialect import (
 from acp_store.backends.sql.notify import PostgreSQLNotifier, SharedNotifiers
 from acp_store.backends.sql.numbering import take_numbers
 from acp_store.backends.sql.prepared import Row, Values
+from acp_store.backends.sql.rights import FUNCTIONS, WRITER, quote
 from acp_store.chain import DIGEST_BYTES, SALT_BYTES, EventText, StatusText
 from acp_store.errors import (
     AcpStoreError,
@@ -65,7 +66,7 @@ from acp_store.errors import (
     PayloadError,
     SchemaError,
 )
-from acp_store.models import VERSION_TABLE, Base, EventHeadRow, EventRow, RunStatusRow, SessionMessageRow
+from acp_store.models import Base, EventHeadRow, EventRow, RunStatusRow, SessionMessageRow
 from acp_store.models.base import JSONText, Name, UTCDateTime
 from acp_store.watching import Notifier
 
@@ -328,11 +329,18 @@ class PostgreSQL(SQLDialect):
         ):
             unit.write(unit.prepare(_call_for_all, function, ids, unit.prepare.schema), who._asdict())
 
+    def missing_functions(self, connection: Connection, schema: str | None) -> list[str]:
+        prefix = f"{quote(schema)}." if schema else ""
+        return [
+            function
+            for function in FUNCTIONS
+            if connection.scalar(select(func.to_regprocedure(cast(prefix + function, Text)))) is None
+        ]
+
     def diagnose_place(self, url: URL) -> list[Finding]:  # noqa: ARG002
         return []
 
     def diagnose(self, connection: Connection, schema: str | None) -> list[Finding]:
-        quote = connection.dialect.identifier_preparer.quote
         server = connection.execute(_SERVER).one()
         role, database = quote(server.role), quote(server.database)
         settings = f"ALTER ROLE {role} IN DATABASE {database} SET"
@@ -351,22 +359,25 @@ class PostgreSQL(SQLDialect):
             else f"{settings} default_transaction_read_only = off;",
         }
         findings = [Finding(name, str(getattr(server, name)), fix) for name, fix in fixes.items()]
-        names = {"schema": schema, "tables": list(Base.metadata.tables), "version_table": VERSION_TABLE}
+        names = {"schema": schema, "tables": list(Base.metadata.tables)}
         if connection.scalar(_LOCKED_SCHEMA, names):
             detail = f"role {role} may not use schema {quote(schema or '')}"
             return [*findings, Finding("rights", detail, f"GRANT USAGE ON SCHEMA {quote(schema or '')} TO {role};")]
         prefix = f"{quote(schema)}." if schema else ""
-        missing = connection.execute(_MISSING_RIGHTS, names).all()
+        wanted = [(table, right) for table, rights in WRITER.items() for right in rights]
+        rights = {"of": [table for table, _ in wanted], "rights": [right for _, right in wanted]}
+        missing = [
+            (f"{right.lower()} in {prefix}{table}", f"{right} ON {prefix}{table}")
+            for table, right in connection.execute(_MISSING_RIGHTS, {**names, **rights})
+        ] + [
+            (f"execute {prefix}{function}", f"EXECUTE ON FUNCTION {prefix}{function}")
+            for (function,) in connection.execute(_MISSING_FUNCTIONS, {**names, "functions": list(FUNCTIONS)})
+        ]
         findings += [
-            Finding(
-                "rights",
-                f"role {role} may not {rights.lower()} in {prefix}{table}",
-                f"GRANT {rights} ON {prefix}{table} TO {role};",
-            )
-            for table, rights in missing
+            Finding("rights", f"role {role} may not {what}", f"GRANT {right} TO {role};") for what, right in missing
         ]
         if not missing:
-            findings.append(Finding("rights", f"role {role} may read and write every table there is"))
+            findings.append(Finding("rights", f"role {role} may do all that a server does"))
         return findings + [
             Finding(
                 "tables", f"index {index} is invalid: its build failed", f"REINDEX INDEX CONCURRENTLY {prefix}{index};"
@@ -389,11 +400,19 @@ _OUR_TABLES: Final = """
         AND CASE WHEN CAST(:schema AS text) IS NULL THEN pg_table_is_visible(t.oid) ELSE n.nspname = :schema END
 """
 _MISSING_RIGHTS: Final = sa.text(f"""
-    SELECT t.relname, string_agg(r.name, ', ' ORDER BY r.place)
+    SELECT t.relname, string_agg(w.name, ', ' ORDER BY w.place)
     FROM {_OUR_TABLES}
-    JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) WITH ORDINALITY AS r (name, place)
-        ON t.relname = ANY(:tables) OR (t.relname = :version_table AND r.name = 'SELECT')
-    WHERE NOT has_table_privilege(t.oid, r.name) GROUP BY t.relname ORDER BY t.relname
+    JOIN unnest(CAST(:of AS text[]), CAST(:rights AS text[])) WITH ORDINALITY AS w (relname, name, place)
+        ON w.relname = t.relname
+    WHERE NOT has_table_privilege(t.oid, w.name) GROUP BY t.relname ORDER BY t.relname
+""")
+_MISSING_FUNCTIONS: Final = sa.text("""
+    SELECT w.signature
+    FROM pg_proc f JOIN pg_namespace n ON n.oid = f.pronamespace
+        AND CASE WHEN CAST(:schema AS text) IS NULL THEN pg_function_is_visible(f.oid) ELSE n.nspname = :schema END
+    JOIN unnest(CAST(:functions AS text[])) AS w (signature)
+        ON w.signature = format('%s(%s)', f.proname, oidvectortypes(f.proargtypes))
+    WHERE NOT has_function_privilege(f.oid, 'EXECUTE') ORDER BY w.signature
 """)
 _INVALID_INDEXES: Final = sa.text(f"""
     SELECT i.relname FROM {_OUR_TABLES}

@@ -19,6 +19,7 @@ from acp_store.models import ErasureRow, EventHeadRow, EventRow, RunRow, RunStat
 from acp_store.models.base import Name
 from acp_store.records import Problem, Verification
 from acp_store.verifying import (
+    BrokenFact,
     Check,
     ErasureFact,
     EventFact,
@@ -27,6 +28,7 @@ from acp_store.verifying import (
     RunFact,
     StatusFact,
     TombstoneFact,
+    is_sound,
     place_of,
 )
 
@@ -97,11 +99,23 @@ def _read(bind: Bind, time_out: _TimeOut, source: _Source, bounds: dict[str, str
     while True:
         rows = bind.read(bind.prepare(_page, source, frozenset(bounds), continued), values)
         for row in rows:
-            yield source.fact(row, time_out)
+            yield _fact(source, row, time_out)
         if len(rows) < PAGE_ROWS:
             return
         values |= {f"key_{place}": rows[-1][place] for place in range(len(source.key))}
         continued = True
+
+
+def _fact(source: _Source, row: Row, time_out: _TimeOut) -> Fact:
+    try:
+        fact = source.fact(row, time_out)
+        if is_sound(fact):
+            return fact
+    except (TypeError, ValueError):  # what should be a time is none
+        pass
+    id_, number = row[0], row[1] if len(source.key) == 2 and isinstance(row[1], int) else None
+    place = {source.key[-1].key: number} if number is not None else {}
+    return BrokenFact(id_ if isinstance(id_, str) else repr(id_), source.key[0].class_.__tablename__, **place)
 
 
 def _page(source: _Source, bounds: frozenset[str], continued: bool) -> Executable:
