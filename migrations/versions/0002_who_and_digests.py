@@ -114,8 +114,9 @@ def lock(schema: str | None) -> None:
     context = op.get_context()
     if context.dialect.name != "postgresql":
         return  # SQLite's one write lock is held already
-    prefix = f"{context.dialect.identifier_preparer.quote(schema)}." if schema else ""
-    statement = f"LOCK TABLE {', '.join(prefix + table for table in OLD_TABLES)} IN ACCESS EXCLUSIVE MODE"
+    prefix = '"{}".'.format(schema.replace('"', '""')) if schema else ""
+    tables = ", ".join(prefix + table for table in OLD_TABLES)
+    statement = sa.text(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE".replace(":", "\\:"))
     if context.as_sql:
         op.execute("SET LOCAL lock_timeout = '4s'")
         op.execute(statement)
@@ -128,7 +129,7 @@ def lock(schema: str | None) -> None:
         attempt = connection.begin_nested()
         try:
             connection.execute(set_limit, {"limit": "900ms"})
-            connection.exec_driver_sql(statement)
+            connection.execute(statement)
         except sa.exc.OperationalError:
             attempt.rollback()
             if time.monotonic() > end:

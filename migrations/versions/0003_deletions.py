@@ -151,9 +151,9 @@ def downgrade() -> None:
     if context.dialect.name != "postgresql":
         return
     schema = context.version_table_schema
-    prefix = f"{context.dialect.identifier_preparer.quote(schema)}." if schema else ""
+    prefix = '"{}".'.format(schema.replace('"', '""')) if schema else ""
     for signature in FUNCTIONS:
-        op.execute(f"DROP FUNCTION IF EXISTS {prefix}{types(signature)}")
+        op.execute(sa.text(f"DROP FUNCTION IF EXISTS {prefix}{types(signature)}".replace(":", "\\:")))
 
 
 def types(signature: str) -> str:

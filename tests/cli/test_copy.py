@@ -22,6 +22,7 @@ from acp_store import (
 )
 from acp_store.cli.copying import MOST_COMPLAINTS, PAGE, Copying, Fate, Report
 from acp_store.migrate import upgrade
+from acp_store.models import REVISION
 from acp_store.testing import ODD_IDS, ODD_JSON, at, generic_event, message, run, session
 from tests.cli.program import RECORDINGS, run_on_terminal, start
 from tests.cli.test_transfer import memory_of
@@ -626,7 +627,7 @@ def test_tables_that_are_not_there(sqlite_url: str, empty_postgres_url: str, tmp
     """The store that has no tables is named, and --upgrade makes them in the target."""
     fill(sqlite_url)
     error = invoke("copy", sqlite_url, empty_postgres_url).error
-    assert error.startswith("DST: the database has no acp_store tables, revision 0001 is needed; run: ")
+    assert error.startswith(f"DST: the database has no acp_store tables, revision {REVISION} is needed; run: ")
     assert error.endswith("; or: copy with --upgrade")
     assert invoke("copy", sqlite_url, empty_postgres_url, "--upgrade").line["runs"] == counted("copied", 3)
     new = f"sqlite:///{tmp_path / 'new.db'}"

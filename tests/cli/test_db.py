@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import make_url
 
 from acp_store import migrate
+from acp_store.models import REVISION
 from tests.cli.program import RECORDINGS, run
 from tests.cli.test_front_door import make_newer
 from tests.servers import free_port
@@ -23,18 +24,18 @@ if TYPE_CHECKING:
 def test_up_and_down(empty_url: str, invoke: Invoke) -> None:
     """Every move says where the database is, and where it was."""
     at = ("--url", empty_url)
-    assert invoke("db", "current", *at).line == {"revision": None, "head": "0001", "current": False}
-    assert invoke("db", "upgrade", *at).line == {"before": None, "revision": "0001"}
-    assert invoke("db", "current", *at).line == {"revision": "0001", "head": "0001", "current": True}
-    assert invoke("db", "upgrade", *at).line == {"before": "0001", "revision": "0001"}
-    assert invoke("db", "downgrade", "base", "--yes", *at).line == {"before": "0001", "revision": None}
+    assert invoke("db", "current", *at).line == {"revision": None, "head": REVISION, "current": False}
+    assert invoke("db", "upgrade", *at).line == {"before": None, "revision": REVISION}
+    assert invoke("db", "current", *at).line == {"revision": REVISION, "head": REVISION, "current": True}
+    assert invoke("db", "upgrade", *at).line == {"before": REVISION, "revision": REVISION}
+    assert invoke("db", "downgrade", "base", "--yes", *at).line == {"before": REVISION, "revision": None}
     assert invoke("db", "upgrade", "0001", *at).line == {"before": None, "revision": "0001"}
 
 
 def test_down_with_rows(imported_url: str, invoke: Invoke) -> None:
     """A downgrade of a filled database takes the rows with it, and the way up is free again."""
     at = ("--url", imported_url)
-    assert invoke("db", "downgrade", "base", "-y", *at).line == {"before": "0001", "revision": None}
+    assert invoke("db", "downgrade", "base", "-y", *at).line == {"before": REVISION, "revision": None}
     assert invoke("db", "upgrade", *at).code == 0
     assert invoke("stats", *at).line["runs"] == 0
 
@@ -43,7 +44,7 @@ def test_downgrade_needs_a_yes(sqlite_url: str) -> None:
     """Without a terminal and without --yes nothing is dropped."""
     done = run("db", "downgrade", "base", "--url", sqlite_url)
     assert done.error == "a downgrade loses data and there is no terminal to ask on: say --yes"
-    assert migrate.current(sqlite_url) == "0001"
+    assert migrate.current(sqlite_url) == REVISION
 
 
 @pytest.mark.parametrize("command", [("upgrade",), ("downgrade", "--yes")])
@@ -57,7 +58,7 @@ def test_a_newer_database(sqlite_url: str, invoke: Invoke) -> None:
     """A revision this version does not know is reported, and neither way is taken."""
     make_newer(sqlite_url)
     at = ("--url", sqlite_url)
-    assert invoke("db", "current", *at).line == {"revision": "9999", "head": "0001", "current": False}
+    assert invoke("db", "current", *at).line == {"revision": "9999", "head": REVISION, "current": False}
     for command in (("upgrade",), ("downgrade", "base", "--yes")):
         assert "9999" in invoke("db", *command, *at).error
 
@@ -122,5 +123,5 @@ def test_sql_as_json(invoke: Invoke) -> None:
 
 def test_import_right_after_upgrade(empty_url: str) -> None:
     """From nothing to a filled database in two commands, each a process of its own."""
-    assert run("db", "upgrade", "--url", empty_url).line["revision"] == "0001"
+    assert run("db", "upgrade", "--url", empty_url).line["revision"] == REVISION
     assert run("import", str(RECORDINGS), "--url", empty_url).line["events"]["imported"] == 228

@@ -15,6 +15,7 @@ from sqlalchemy import make_url
 
 from acp_store import open_repository
 from acp_store.cli import app
+from acp_store.models import REVISION
 from tests.cli.program import RECORDINGS, SCRIPT, Done, environment, run, start
 from tests.servers import free_port, wait_until
 
@@ -141,7 +142,7 @@ def test_no_way_to_write_a_password_shows_it(command: tuple[str, ...], password:
 def test_an_unmigrated_database(command: tuple[str, ...], empty_url: str, invoke: Invoke) -> None:
     """A command that needs the tables names the command that makes them."""
     error = invoke(*command, "--url", empty_url).error
-    assert "no acp_store tables, revision 0001 is needed; run: acp-store db upgrade" in error
+    assert f"no acp_store tables, revision {REVISION} is needed; run: acp-store db upgrade" in error
 
 
 @pytest.mark.parametrize("command", ON_TABLES, ids=" ".join)
@@ -149,7 +150,7 @@ def test_a_newer_database(command: tuple[str, ...], sqlite_url: str, invoke: Inv
     """A database of a newer version is left alone, and both revisions are named."""
     make_newer(sqlite_url)
     error = invoke(*command, "--url", sqlite_url).error
-    assert "at revision 9999, acp_store needs 0001" in error
+    assert f"at revision 9999, acp_store needs {REVISION}" in error
     assert "pip install --upgrade acp-store" in error
 
 
@@ -200,7 +201,7 @@ def test_shared_options_stand_before_or_after_the_command(sqlite_url: str, invok
 def test_a_schema(empty_postgres_url: str, invoke: Invoke) -> None:
     """With --schema everything is in that PostgreSQL schema, and nothing elsewhere."""
     there = ("--url", empty_postgres_url, "--schema", "odd name")
-    assert invoke("db", "upgrade", *there).line == {"before": None, "revision": "0001"}
+    assert invoke("db", "upgrade", *there).line == {"before": None, "revision": REVISION}
     assert invoke("import", str(RECORDINGS), *there).line["runs"]["imported"] == 24
     assert invoke("stats", *there).line["runs"] == 24
     assert invoke("db", "check", *there).code == 0

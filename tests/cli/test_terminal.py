@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from acp_store import open_repository
+from acp_store.models import REVISION
 from acp_store.testing import factories
 from tests.cli.program import RECORDINGS, environment, run_on_terminal
 from tests.cli.test_queries import RUN, SESSION
@@ -95,7 +96,7 @@ def test_the_state_of_the_schema(empty_sqlite_url: str) -> None:
     """The commands of `db` answer in words."""
     at = ("--url", empty_sqlite_url)
     assert ["revision", "no", "tables"] in rows(run_on_terminal("db", "current", *at).out)
-    assert ["revision", "0001"] in rows(run_on_terminal("db", "upgrade", *at).out)
+    assert ["revision", REVISION] in rows(run_on_terminal("db", "upgrade", *at).out)
     assert "was there already" in run_on_terminal("db", "create", *at).out
     assert run_on_terminal("ping", *at).out.startswith(f"{empty_sqlite_url} answers in ")
 
