@@ -122,7 +122,7 @@ def test_offline_sql_needs_no_server() -> None:
 
 def test_a_named_schema_holds_everything(empty_postgres_url: str, recordings: list[dict[str, Any]]) -> None:
     """With ``schema=`` nothing of ours is outside of it, version table and all, and it goes down again."""
-    schema = 'Weird "schema".x'
+    schema = 'Weird "schema".x :y 5%'
     migrate.upgrade(empty_postgres_url, schema=schema)
     assert _tables(empty_postgres_url) == set()
     assert len(_tables(empty_postgres_url, schema)) == len(Base.metadata.tables) + 1
@@ -133,6 +133,11 @@ def test_a_named_schema_holds_everything(empty_postgres_url: str, recordings: li
         repository.add_events("r", recordings[0]["events"])
         repository.save_session(recordings[0]["session"])
         assert repository.stats().runs == 1
+        assert repository.erase_event("r", 1)
+        assert repository.verify("r").ok
+        assert repository.delete_run("r")
+        repository.clear()
+        assert repository.stats().runs == 0
     with pytest.raises(SchemaError):
         open_repository(empty_postgres_url)
     migrate.downgrade(empty_postgres_url, "base", schema=schema)

@@ -6,10 +6,10 @@ import os
 import select as io
 import time
 import zlib
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
-from functools import partial, reduce
+from functools import partial
 from typing import Any, ClassVar, Final
 from weakref import WeakSet
 
@@ -20,29 +20,19 @@ from psycopg.abc import PQGen
 from psycopg.pq import ConnStatus, TransactionStatus
 from sqlalchemy import (
     URL,
-    BigInteger,
-    ColumnElement,
     Connection,
     Engine,
-    Integer,
-    LargeBinary,
     Text,
-    bindparam,
     cast,
     event,
     func,
-    insert,
-    literal_column,
     select,
 )
-from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 from sqlalchemy.pool import NullPool, PoolProxiedConnection
-from sqlalchemy.sql import operators
-from sqlalchemy.sql.elements import Null
-from sqlalchemy.sql.functions import Function
 
 from acp_store.actors import Stamp
+from acp_store.backends.sql import postgresql_statements as pg
 from acp_store.backends.sql import statements
 from acp_store.backends.sql.dialect import (
     Bind,
@@ -57,7 +47,7 @@ from acp_store.backends.sql.notify import PostgreSQLNotifier, SharedNotifiers
 from acp_store.backends.sql.numbering import take_numbers
 from acp_store.backends.sql.prepared import Row, Values
 from acp_store.backends.sql.rights import FUNCTIONS, WRITER, quote
-from acp_store.chain import DIGEST_BYTES, SALT_BYTES, EventText, StatusText
+from acp_store.chain import StatusText
 from acp_store.errors import (
     AcpStoreError,
     BackendUnavailableError,
@@ -66,18 +56,15 @@ from acp_store.errors import (
     PayloadError,
     SchemaError,
 )
-from acp_store.models import Base, EventHeadRow, EventRow, RunStatusRow, SessionMessageRow
-from acp_store.models.base import JSONText, Name, UTCDateTime
+from acp_store.models import Base
 from acp_store.watching import Notifier
 
 __all__ = ["PostgreSQL"]
 
 _NOTHING: Final = nullcontext()
-_CLOCK: Final = func.clock_timestamp()
 _KEY_INDEX: Final = "uq_acp_events_run_id_key"
 _LOCK_POLL_SECONDS: Final = 0.05
 _HINT_TIMEOUT: Final = 2.0
-_ONE: Final = literal_column("1", BigInteger)
 _OLDEST_SERVER: Final = 130000
 # Beyond that many events the server takes longer for a batch's digests than the round trips that
 # computing them here takes. Also the most different types that one byte tells apart.
@@ -238,17 +225,17 @@ class PostgreSQL(SQLDialect):
     def save_run(
         self, bind: Bind, values: Values, *, expected: int | None, force: bool, text: StatusText | None
     ) -> Row | None:
-        statement = bind.prepare(_save_run, statements.save_variant(expected), force, text is not None)
-        rows = bind.write(statement, values if text is None else {**values, **_pieces(text)})
+        statement = bind.prepare(pg.save_run, statements.save_variant(expected), force, text is not None)
+        rows = bind.write(statement, values if text is None else {**values, **pg.pieces(text)})
         return rows[0] if rows else None
 
     def delete_run(self, bind: Bind, run_id: str, who: Stamp) -> bool:
         values = {"id": run_id, **who._asdict()}
-        return bool(bind.write(bind.prepare(_call, "acp_delete_run", bind.prepare.schema), values)[0][0])
+        return bool(bind.write(bind.prepare(pg.call, "acp_delete_run", bind.prepare.schema), values)[0][0])
 
     def save_session(self, bind: Bind, values: Values, messages: Sequence[str], *, expected: int | None) -> Row | None:
         with bind.unit() as unit:
-            rows = unit.write(unit.prepare(_save_session, statements.save_variant(expected)), values)
+            rows = unit.write(unit.prepare(pg.save_session, statements.save_variant(expected)), values)
             if rows:
                 session_id = values["session_session_id"]
                 unit.write(
@@ -257,17 +244,17 @@ class PostgreSQL(SQLDialect):
                 )
                 if messages:
                     unit.write(
-                        unit.prepare(_save_changed_messages),
+                        unit.prepare(pg.save_changed_messages),
                         {**values, "session_id": session_id, "messages": "[" + ",".join(messages) + "]"},
                     )
         return rows[0] if rows else None
 
     def delete_session(self, bind: Bind, session_id: str, who: Stamp) -> bool:
         values = {"id": session_id, **who._asdict()}
-        return bool(bind.write(bind.prepare(_call, "acp_delete_session", bind.prepare.schema), values)[0][0])
+        return bool(bind.write(bind.prepare(pg.call, "acp_delete_session", bind.prepare.schema), values)[0][0])
 
     def append_messages(self, bind: Bind, values: Values, messages: Sequence[str], *, state: bool) -> Row:
-        statement = bind.prepare(_append_messages, state)
+        statement = bind.prepare(pg.append_messages, state)
         return bind.write(statement, {**values, "messages": "[" + ",".join(messages) + "]"})[0]
 
     def append_event(self, bind: Bind, run_id: str, event: NewEvent, who: Stamp) -> Row:
@@ -282,8 +269,8 @@ class PostgreSQL(SQLDialect):
             **who._asdict(),
         }
         if event.text is not None:
-            values |= _pieces(event.text)
-        return bind.write(bind.prepare(_append_event, event.text is not None), values)[0]
+            values |= pg.pieces(event.text)
+        return bind.write(bind.prepare(pg.append_event, event.text is not None), values)[0]
 
     def append_events(self, bind: Bind, run_id: str, events: Sequence[NewEvent], who: Stamp) -> Row:
         values = {
@@ -296,38 +283,38 @@ class PostgreSQL(SQLDialect):
         if len(events) == 1:
             return self.append_event(bind, run_id, first, who)
         if first.text is None:
-            return min(bind.write(bind.prepare(_append_events), values))
+            return min(bind.write(bind.prepare(pg.append_events), values))
         values["salts"] = b"".join([event.salt or b"" for event in events])
         values["payload_digests"] = b"".join([event.payload_digest or b"" for event in events])
         if len(events) > _MOST_IN_ONE_STATEMENT:
             with bind.unit() as unit:
-                numbers = take_numbers(unit, unit.prepare(_advance_head), values, events, self.time_out)
+                numbers = take_numbers(unit, unit.prepare(pg.advance_head), values, events, self.time_out)
                 values["first"], values["recorded_at"] = numbers.first, numbers.recorded_at
                 values["digests"] = b"".join([digest or b"" for digest in numbers.digests])
-                unit.write(unit.prepare(_put_events), values)
+                unit.write(unit.prepare(pg.put_events), values)
             return numbers.first, numbers.recorded_at
         ends = {event.event_type: event.text.end for event in events if event.text is not None}
         kinds = {event_type: kind for kind, event_type in enumerate(ends)}
-        values |= _pieces(first.text)
+        values |= pg.pieces(first.text)
         values["until_digest"], _, values["after_digest"] = first.text.until_previous.partition(
             (first.payload_digest or b"").hex()
         )
         values["ends"] = "\n".join(ends.values())
         values["kinds"] = bytes([kinds[event.event_type] for event in events])
-        rows = bind.write(bind.prepare(_append_chained_events), values)
+        rows = bind.write(bind.prepare(pg.append_chained_events), values)
         # None where another made the run's first event at the same moment: now there is a head to lock.
         return min(rows) if rows else self.append_events(bind, run_id, events, who)
 
     def erase_event(self, bind: Bind, run_id: str, seq: int, who: Stamp) -> bool:
         values = {"id": run_id, "seq": seq, **who._asdict()}
-        return bool(bind.write(bind.prepare(_call, "acp_erase_event", bind.prepare.schema), values)[0][0])
+        return bool(bind.write(bind.prepare(pg.call, "acp_erase_event", bind.prepare.schema), values)[0][0])
 
     def delete_all(self, unit: Bind, who: Stamp) -> None:
         for function, ids in (
             ("acp_delete_run", statements.all_run_ids),
             ("acp_delete_session", statements.all_session_ids),
         ):
-            unit.write(unit.prepare(_call_for_all, function, ids, unit.prepare.schema), who._asdict())
+            unit.write(unit.prepare(pg.call_for_all, function, ids, unit.prepare.schema), who._asdict())
 
     def missing_functions(self, connection: Connection, schema: str | None) -> list[str]:
         prefix = f"{quote(schema)}." if schema else ""
@@ -491,332 +478,3 @@ def _refuse_dead_connection(dbapi: Any, record: Any, _proxy: Any) -> None:
         poller.register(dbapi.pgconn.socket, io.POLLIN | io.POLLHUP | io.POLLERR)
     if dbapi.pgconn.status != ConnStatus.OK or poller.poll(0):
         raise InvalidatePoolError("the server closed an idle connection")
-
-
-def _call(function: str, schema: str | None) -> sa.Select[Any]:
-    """Call one of the functions of revision 0003, with the parameters that it names."""
-    parameters: dict[str, Any] = {"id": Name()}
-    if function == "acp_erase_event":
-        parameters["seq"] = BigInteger()
-    parameters |= dict.fromkeys(statements.STAMP, Text())
-    arguments = [bindparam(name, type_=type_) for name, type_ in parameters.items()]
-    return select(Function(function, *arguments, packagenames=(schema,) if schema else ()))
-
-
-def _call_for_all(function: str, ids: Callable[[], Any], schema: str | None) -> sa.Select[Any]:
-    who = [bindparam(name, type_=Text()) for name in statements.STAMP]
-    all_ids = ids().subquery()
-    return select(Function(function, all_ids.c.id, *who, packagenames=(schema,) if schema else ()))
-
-
-def _now(stored: ColumnElement[Any] | None) -> ColumnElement[Any]:
-    """Return the time the statement came in, which stays the same all through it, unlike the clock's."""
-    now = func.statement_timestamp()
-    return now if stored is None else func.greatest(stored, now)
-
-
-def _pieces(text: EventText | StatusText) -> dict[str, str]:
-    return {f"chain_{name}": piece for name, piece in text._asdict().items()}
-
-
-def _piece(name: str) -> ColumnElement[Any]:
-    return bindparam(f"chain_{name}", type_=Text())
-
-
-def _sha256(*texts: ColumnElement[Any]) -> ColumnElement[Any]:
-    return func.sha256(func.convert_to(reduce(operators.concat_op, texts), literal_column("'UTF8'")))
-
-
-def _moment(time: ColumnElement[Any]) -> ColumnElement[Any]:
-    """Return a time as `chain.time_text` does."""
-    utc = func.timezone(literal_column("'UTC'"), time)
-    return func.to_char(utc, literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'"""))
-
-
-def _string(value: ColumnElement[Any]) -> ColumnElement[Any]:
-    """Return a text as JSON; to_json() escapes it as RFC 8785 wants it."""
-    if isinstance(value, Null):
-        return literal_column("'null'", Text)
-    return func.coalesce(cast(func.to_json(value), Text), literal_column("'null'"), type_=Text)
-
-
-def _hex(digest: ColumnElement[Any]) -> ColumnElement[Any]:
-    """Return a digest as JSON."""
-    if isinstance(digest, Null):
-        return literal_column("'null'", Text)
-    quote = literal_column("""'"'""", Text)
-    text = quote.concat(func.encode(digest, literal_column("'hex'"), type_=Text)).concat(quote)
-    return func.coalesce(text, literal_column("'null'"), type_=Text)
-
-
-def _status_digest(
-    time: ColumnElement[Any], status: ColumnElement[Any], previous: ColumnElement[Any], version: ColumnElement[Any]
-) -> ColumnElement[Any]:
-    return _sha256(
-        _piece("until_time"),
-        _moment(time),
-        _piece("until_from"),
-        _string(status),
-        _piece("until_previous"),
-        _hex(previous),
-        _piece("until_version"),
-        cast(version, Text),
-        _piece("end"),
-    )
-
-
-def _event_digest(
-    previous: ColumnElement[Any], time: ColumnElement[Any], seq: ColumnElement[Any]
-) -> ColumnElement[Any]:
-    return _sha256(
-        _piece("until_previous"),
-        _hex(previous),
-        _piece("until_time"),
-        _moment(time),
-        _piece("until_seq"),
-        cast(seq, Text),
-        _piece("end"),
-    )
-
-
-def _save_run(variant: str, force: bool, chained: bool) -> sa.Select[Any]:
-    digest = _status_digest if chained else None
-    saved = statements.save_run(pg_insert, _now, variant, force, digest).cte("saved")
-    run_id, status = (bindparam(name, type_=Name()) for name in ("run_run_id", "run_status"))
-    history = (
-        insert(RunStatusRow)
-        .from_select(
-            ["run_id", "version", "from_status", "to_status", "changed_at", *statements.STAMP, "digest"],
-            select(
-                cast(run_id, Name()),
-                saved.c.version,
-                saved.c.previous_status,
-                cast(status, Name()),
-                saved.c.updated_at,
-                *[cast(bindparam(f"run_{name}", type_=Text()), Text) for name in statements.STAMP],
-                saved.c.history_digest if chained else cast(None, LargeBinary),
-            ).where(saved.c.previous_status.is_distinct_from(status)),
-        )
-        .cte("history")
-    )
-    return select(saved.c.version, saved.c.updated_at, saved.c.created_at).add_cte(history)
-
-
-def _save_session(variant: str) -> Any:
-    return statements.save_session(pg_insert, _CLOCK, variant)
-
-
-def _elements(parameter: str) -> Any:
-    """Return a table of a JSON array's elements: each as it was written, and its place from 1."""
-    return (
-        func.json_array_elements(bindparam(parameter, type_=JSONText()))
-        .table_valued("value", with_ordinality="ord", name="given", joins_implicitly=True)
-        .render_derived()
-    )
-
-
-def _save_changed_messages() -> Any:
-    given = _elements("messages")
-    position = cast(given.c.ord, BigInteger) - 1
-    session_id = bindparam("session_id", type_=Name())
-    stored = SessionMessageRow.__table__
-    unchanged = (
-        select(stored.c.position)
-        .where(
-            stored.c.session_id == session_id,
-            stored.c.position == position,
-            cast(stored.c.payload, Text) == cast(given.c.value, Text),
-        )
-        .exists()
-    )
-    columns = ["payload", "recorded_at", *statements.STAMP]
-    statement = pg_insert(SessionMessageRow).from_select(
-        ["session_id", "position", *columns],
-        select(cast(session_id, Name()), position, given.c.value, _CLOCK, *_session_stamp()).where(~unchanged),
-    )
-    return statement.on_conflict_do_update(
-        index_elements=["session_id", "position"], set_={name: statement.excluded[name] for name in columns}
-    )
-
-
-def _session_stamp() -> list[ColumnElement[Any]]:
-    return [cast(bindparam(f"session_{name}", type_=Text()), Text) for name in statements.STAMP]
-
-
-def _append_messages(state: bool) -> sa.Select[Any]:
-    head = statements.extend_session(pg_insert, _CLOCK, state).cte("head")
-    given = _elements("messages")
-    count = bindparam("session_message_count", type_=BigInteger)
-    appended = (
-        insert(SessionMessageRow)
-        .from_select(
-            ["session_id", "position", "payload", "recorded_at", *statements.STAMP],
-            select(
-                head.c.session_id,
-                head.c.message_count - count + cast(given.c.ord, BigInteger) - 1,
-                given.c.value,
-                head.c.updated_at,
-                *_session_stamp(),
-            ),
-        )
-        .cte("appended")
-    )
-    return select(head).add_cte(appended)
-
-
-def _stamp() -> list[ColumnElement[Any]]:
-    return [cast(bindparam(name, type_=Text()), Text) for name in statements.STAMP]
-
-
-def _advance_head() -> Any:
-    head = EventHeadRow
-    return statements.advance_head(pg_insert, _now).returning(head.last_seq, head.recorded_at, head.digest)
-
-
-def _append_event(chained: bool) -> Any:
-    head = (
-        statements.advance_head(pg_insert, _now, _event_digest if chained else None)
-        .returning(EventHeadRow.run_id, EventHeadRow.last_seq, EventHeadRow.recorded_at, EventHeadRow.digest)
-        .cte("head")
-    )
-    return (
-        insert(EventRow)
-        .from_select(
-            [
-                *("run_id", "seq", "event_type", "key", "payload", "recorded_at", *statements.STAMP),
-                *("payload_salt", "payload_digest", "digest"),
-            ],
-            select(
-                head.c.run_id,
-                head.c.last_seq,
-                cast(bindparam("event_type", type_=Name()), Name()),
-                cast(bindparam("key", type_=Name()), Name()),
-                cast(bindparam("payload", type_=JSONText()), JSONText()),
-                head.c.recorded_at,
-                *_stamp(),
-                cast(bindparam("salt", type_=LargeBinary), LargeBinary),
-                cast(bindparam("payload_digest", type_=LargeBinary), LargeBinary),
-                head.c.digest if chained else cast(None, LargeBinary),
-            ),
-        )
-        .returning(EventRow.seq, EventRow.recorded_at)
-    )
-
-
-_BATCH_COLUMNS: Final = ("run_id", "seq", "event_type", "payload", "recorded_at", *statements.STAMP)
-_CHAIN_COLUMNS: Final = ("payload_salt", "payload_digest", "digest")
-
-
-def _event_type(given: Any) -> ColumnElement[Any]:
-    # A type has no U+0000, so all that storing does to it is to double U+2400 (acp_store.codec).
-    return func.replace(given.c.value.op("->>")("type"), "\u2400\u2400", "\u2400")
-
-
-def _append_events() -> Any:
-    head = (
-        statements.advance_head(pg_insert, _now)
-        .returning(EventHeadRow.run_id, EventHeadRow.last_seq, EventHeadRow.recorded_at)
-        .cte("head")
-    )
-    given = _elements("payloads")
-    seq = head.c.last_seq - bindparam("count", type_=BigInteger) + cast(given.c.ord, BigInteger)
-    rows = select(head.c.run_id, seq, _event_type(given), given.c.value, head.c.recorded_at, *_stamp())
-    return insert(EventRow).from_select(_BATCH_COLUMNS, rows).returning(EventRow.seq, EventRow.recorded_at)
-
-
-def _packed(parameter: str, size: int, place: ColumnElement[Any]) -> ColumnElement[Any]:
-    """Return one of the values of equal size that a parameter holds one after the other; `place` is from 0."""
-    start = cast(place * literal_column(str(size), BigInteger) + _ONE, Integer)
-    return func.substring(bindparam(parameter, type_=LargeBinary), start, literal_column(str(size)), type_=LargeBinary)
-
-
-def _put_events() -> Any:
-    given = _elements("payloads")
-    place = cast(given.c.ord, BigInteger) - _ONE
-    rows = select(
-        cast(bindparam("run_id", type_=Name()), Name()),
-        bindparam("first", type_=BigInteger) + place,
-        _event_type(given),
-        given.c.value,
-        cast(bindparam("recorded_at", type_=UTCDateTime()), UTCDateTime()),
-        *_stamp(),
-        _packed("salts", SALT_BYTES, place),
-        _packed("payload_digests", DIGEST_BYTES, place),
-        _packed("digests", DIGEST_BYTES, place),
-    )
-    return insert(EventRow).from_select([*_BATCH_COLUMNS, *_CHAIN_COLUMNS], rows)
-
-
-def _append_chained_events() -> Any:
-    """Append a batch, each event's digest made from the one before.
-
-    The head is locked first, and so read as it is now and not as the statement's snapshot has it. A
-    run's first event has no head to lock: of two that come at once, one gets no row back.
-    """
-    run_id = bindparam("run_id", type_=Name())
-    count = bindparam("count", type_=BigInteger)
-    stored = (
-        select(EventHeadRow.last_seq, EventHeadRow.recorded_at, EventHeadRow.digest)
-        .where(EventHeadRow.run_id == run_id)
-        .with_for_update()
-        .cte("stored")
-    )
-    last_seq, last_time, last_digest = (select(column).scalar_subquery() for column in stored.c)
-    now = _now(last_time)
-    start = (
-        select(
-            func.coalesce(last_seq, literal_column("0"), type_=BigInteger).label("seq"),
-            now.label("recorded_at"),
-            last_digest.label("digest"),
-            reduce(operators.concat_op, [_piece("until_time"), _moment(now), _piece("until_seq")]).label("middle"),
-        )
-        .cte("start")
-        .prefix_with("MATERIALIZED", dialect="postgresql")
-    )
-    chain = select(cast(literal_column("0"), BigInteger).label("place"), start.c.digest).cte("chain", recursive=True)
-    place = cast(chain.c.place, Integer)
-    # One line for each type: JSON text has no line feed, and the driver takes long to send an array.
-    kind = func.get_byte(bindparam("kinds", type_=LargeBinary), place, type_=Integer) + _ONE
-    end = func.split_part(bindparam("ends", type_=Text()), literal_column("E'\\n'"), kind, type_=Text)
-    digest = _sha256(
-        bindparam("until_digest", type_=Text()),
-        func.encode(_packed("payload_digests", DIGEST_BYTES, chain.c.place), literal_column("'hex'"), type_=Text),
-        bindparam("after_digest", type_=Text()),
-        _hex(chain.c.digest),
-        start.c.middle,
-        cast(start.c.seq + chain.c.place + _ONE, Text),
-        end,
-    )
-    chain = chain.union_all(
-        select(chain.c.place + _ONE, digest).select_from(chain.join(start, sa.true())).where(chain.c.place < count)
-    )
-    last = select(cast(run_id, Name()), start.c.seq + count, start.c.recorded_at, chain.c.digest).select_from(
-        chain.join(start, chain.c.place == count)
-    )
-    advance = pg_insert(EventHeadRow).from_select(["run_id", "last_seq", "recorded_at", "digest"], last)
-    new = advance.excluded
-    head = (
-        advance.on_conflict_do_update(
-            index_elements=["run_id"],
-            set_={name: new[name] for name in ("last_seq", "recorded_at", "digest")},
-            where=EventHeadRow.last_seq == new.last_seq - count,
-        )
-        .returning(EventHeadRow.run_id, EventHeadRow.last_seq, EventHeadRow.recorded_at)
-        .cte("head")
-    )
-    given = _elements("payloads")
-    ord_ = cast(given.c.ord, BigInteger)
-    link = chain.alias("link")
-    rows = select(
-        head.c.run_id,
-        head.c.last_seq - count + ord_,
-        _event_type(given),
-        given.c.value,
-        head.c.recorded_at,
-        *_stamp(),
-        _packed("salts", SALT_BYTES, ord_ - _ONE),
-        _packed("payload_digests", DIGEST_BYTES, ord_ - _ONE),
-        link.c.digest,
-    ).where(link.c.place == ord_)
-    columns = [*_BATCH_COLUMNS, *_CHAIN_COLUMNS]
-    return insert(EventRow).from_select(columns, rows).returning(EventRow.seq, EventRow.recorded_at)

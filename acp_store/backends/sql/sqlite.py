@@ -19,30 +19,15 @@ from weakref import WeakKeyDictionary
 import sqlalchemy as sa
 from sqlalchemy import (
     URL,
-    BigInteger,
-    ColumnElement,
     Connection,
     Engine,
-    LargeBinary,
-    Text,
-    and_,
-    bindparam,
-    case,
-    cast,
-    delete,
     event,
-    func,
-    insert,
-    literal,
-    literal_column,
-    select,
-    update,
 )
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool, PoolProxiedConnection, QueuePool, StaticPool
 
 from acp_store.actors import Stamp
+from acp_store.backends.sql import sqlite_statements as lite
 from acp_store.backends.sql import statements
 from acp_store.backends.sql.dialect import (
     Bind,
@@ -64,25 +49,12 @@ from acp_store.errors import (
     PayloadError,
     SchemaError,
 )
-from acp_store.models import (
-    Base,
-    ErasureRow,
-    EventHeadRow,
-    EventRow,
-    RunRow,
-    RunStatusRow,
-    SessionMessageRow,
-    SessionRow,
-    TombstoneRow,
-)
-from acp_store.models.base import JSONText, Name, UTCDateTime
 from acp_store.records import utc_now
 from acp_store.watching import Notifier
 
 __all__ = ["SQLite"]
 
 _NOTHING: Final = nullcontext()
-_CLOCK: Final = bindparam("now", type_=UTCDateTime())
 _SYNCHRONOUS: Final = ("OFF", "NORMAL", "FULL", "EXTRA")
 _WAL_RETRY_SECONDS: Final = 0.02
 _NEWER_SQLITE: Final = "use a Python whose sqlite3 module is 3.35 or later and has foreign keys"
@@ -233,7 +205,7 @@ class SQLite(SQLDialect):
         with bind.unit() as unit:
             variant = statements.save_variant(expected)
             now = self.time_in(utc_now())
-            rows = unit.write(unit.prepare(_save_run, variant, force), {**values, "now": now})
+            rows = unit.write(unit.prepare(lite.save_run, variant, force), {**values, "now": now})
             if not rows:
                 return None
             version, updated_at, created_at, previous, digest = rows[0]
@@ -241,19 +213,19 @@ class SQLite(SQLDialect):
                 history = {"from_status": previous, "version": version, "changed_at": updated_at, "digest": None}
                 if text is not None:
                     history["digest"] = text.digest(self.time_out(updated_at), previous, digest, version)
-                    unit.write(unit.prepare(_set_history_digest), {**values, **history})
-                unit.write(unit.prepare(_add_history), {**values, **history})
+                    unit.write(unit.prepare(lite.set_history_digest), {**values, **history})
+                unit.write(unit.prepare(lite.add_history), {**values, **history})
             return version, updated_at, created_at
 
     def delete_run(self, bind: Bind, run_id: str, who: Stamp) -> bool:
         values = {"run_id": run_id}
         with bind.unit() as unit:
-            heads = unit.write(unit.prepare(_delete_head), values)
-            events = unit.write(unit.prepare(_delete_events), values)
-            unit.write(unit.prepare(_delete_erasures), values)
+            heads = unit.write(unit.prepare(lite.delete_head), values)
+            events = unit.write(unit.prepare(lite.delete_events), values)
+            unit.write(unit.prepare(lite.delete_erasures), values)
             # By hand: a host's engine may have left foreign keys, and so the cascade, off.
-            unit.write(unit.prepare(_delete_history), values)
-            runs = unit.write(unit.prepare(_delete_run), values)
+            unit.write(unit.prepare(lite.delete_history), values)
+            runs = unit.write(unit.prepare(lite.delete_run), values)
             if not heads and not events and not runs:
                 return False
             event_count, last_digest = heads[0] if heads else (len(events), None)
@@ -274,17 +246,17 @@ class SQLite(SQLDialect):
         with bind.unit() as unit:
             now = self.time_in(utc_now())
             variant = statements.save_variant(expected)
-            rows = unit.write(unit.prepare(_save_session, variant), {**values, "now": now})
+            rows = unit.write(unit.prepare(lite.save_session, variant), {**values, "now": now})
             if not rows:
                 return None
-            stored: dict[int, str] = dict(unit.read(unit.prepare(_session_messages), {"session_id": session_id}))
+            stored: dict[int, str] = dict(unit.read(unit.prepare(lite.session_messages), {"session_id": session_id}))
             if len(stored) > len(messages):
                 unit.write(
                     unit.prepare(statements.cut_session_messages),
                     {"session_id": session_id, "position": len(messages)},
                 )
             unit.write_many(
-                unit.prepare(_put_message),
+                unit.prepare(lite.put_message),
                 [
                     {**values, "session_id": session_id, "position": position, "payload": payload, "now": now}
                     for position, payload in enumerate(messages)
@@ -298,7 +270,7 @@ class SQLite(SQLDialect):
         with bind.unit() as unit:
             # By hand: a host's engine may have left foreign keys, and so the cascade, off.
             unit.write(unit.prepare(statements.cut_session_messages), {**values, "position": 0})
-            rows = unit.write(unit.prepare(_delete_session), values)
+            rows = unit.write(unit.prepare(lite.delete_session), values)
             if rows:
                 self._bury(unit, "session", session_id, who, event_count=0, message_count=rows[0][0], last_digest=None)
         return bool(rows)
@@ -306,10 +278,10 @@ class SQLite(SQLDialect):
     def append_messages(self, bind: Bind, values: Values, messages: Sequence[str], *, state: bool) -> Row:
         with bind.unit() as unit:
             now = self.time_in(utc_now())
-            head = unit.write(unit.prepare(_extend_session, state), {**values, "now": now})[0]
+            head = unit.write(unit.prepare(lite.extend_session, state), {**values, "now": now})[0]
             session_id, count = head[0], head[1]
             unit.write_many(
-                unit.prepare(_put_message),
+                unit.prepare(lite.put_message),
                 [
                     {**values, "session_id": session_id, "position": position, "payload": payload, "now": now}
                     for position, payload in enumerate(messages, count - len(messages))
@@ -323,9 +295,9 @@ class SQLite(SQLDialect):
     def append_events(self, bind: Bind, run_id: str, events: Sequence[NewEvent], who: Stamp) -> Row:
         with bind.unit() as unit:
             values = {"run_id": run_id, "now": self.time_in(utc_now())}
-            numbers = take_numbers(unit, unit.prepare(_advance_head), values, events, self.time_out)
+            numbers = take_numbers(unit, unit.prepare(lite.advance_head), values, events, self.time_out)
             unit.write_many(
-                unit.prepare(_put_event),
+                unit.prepare(lite.put_event),
                 [
                     {
                         "run_id": run_id,
@@ -347,15 +319,15 @@ class SQLite(SQLDialect):
     def erase_event(self, bind: Bind, run_id: str, seq: int, who: Stamp) -> bool:
         values = {"run_id": run_id, "seq": seq}
         with bind.unit() as unit:
-            rows = unit.read(unit.prepare(_event_to_erase), values)
+            rows = unit.read(unit.prepare(lite.event_to_erase), values)
             if not rows:
                 return False
             event_type, event_digest = rows[0]
-            unit.write(unit.prepare(_erase_payload), {**values, "payload": erased_payload(event_type)})
+            unit.write(unit.prepare(lite.erase_payload), {**values, "payload": erased_payload(event_type)})
             now = utc_now()
             digest = erasure_digest(run_id, seq, now, who, event_digest)
             erasure = {**values, "erased_at": self.time_in(now), "digest": digest, **who._asdict()}
-            unit.write(unit.prepare(_add_erasure), erasure)
+            unit.write(unit.prepare(lite.add_erasure), erasure)
         return True
 
     def delete_all(self, unit: Bind, who: Stamp) -> None:
@@ -380,7 +352,7 @@ class SQLite(SQLDialect):
             kind, id_, now, who, event_count=event_count, message_count=message_count, last_digest=last_digest
         )
         unit.write(
-            unit.prepare(_add_tombstone),
+            unit.prepare(lite.add_tombstone),
             {
                 "id": id_,
                 "kind": kind,
@@ -533,131 +505,3 @@ def _take_synchronous(url: URL) -> tuple[URL, str]:
     if given not in _SYNCHRONOUS:
         raise ConfigurationError(f"synchronous={given} in the URL: one of {', '.join(_SYNCHRONOUS)} is wanted")
     return url.difference_update_query(["synchronous"]), given
-
-
-def _now(stored: ColumnElement[Any] | None) -> ColumnElement[Any]:
-    return _CLOCK if stored is None else func.max(func.coalesce(stored, _CLOCK), _CLOCK)
-
-
-def _insert(row: type[Base], **given: str) -> Any:
-    """Insert a row; each parameter is called as its column unless `given` calls it otherwise."""
-    table = row.__table__
-    return insert(row).values(
-        {column.name: bindparam(given.get(column.name, column.name), type_=column.type) for column in table.columns}
-    )
-
-
-def _save_run(variant: str, force: bool) -> Any:
-    return statements.save_run(sqlite_insert, _now, variant, force)
-
-
-def _add_history() -> Any:
-    names = {"run_id": "run_run_id", "to_status": "run_status"}
-    return _insert(RunStatusRow, **names, **{name: f"run_{name}" for name in statements.STAMP})
-
-
-def _set_history_digest() -> Any:
-    return (
-        update(RunRow)
-        .where(RunRow.run_id == bindparam("run_run_id", type_=Name()))
-        .values(history_digest=bindparam("digest", type_=LargeBinary))
-    )
-
-
-def _of_run(row: type[Base]) -> ColumnElement[bool]:
-    return row.__table__.c.run_id == bindparam("run_id", type_=Name())
-
-
-def _delete_head() -> Any:
-    return delete(EventHeadRow).where(_of_run(EventHeadRow)).returning(EventHeadRow.last_seq, EventHeadRow.digest)
-
-
-def _delete_events() -> Any:
-    return delete(EventRow).where(_of_run(EventRow)).returning(literal_column("1"))
-
-
-def _delete_erasures() -> Any:
-    return delete(ErasureRow).where(_of_run(ErasureRow))
-
-
-def _delete_history() -> Any:
-    return delete(RunStatusRow).where(_of_run(RunStatusRow))
-
-
-def _delete_run() -> Any:
-    count = sum((_length(RunRow.__table__.c[name]) for name in ("input", "output")), start=literal(0))
-    return delete(RunRow).where(_of_run(RunRow)).returning(count, RunRow.history_digest)
-
-
-def _length(column: ColumnElement[Any]) -> ColumnElement[int]:
-    """Return how many items a JSON array has; 0 of anything else."""
-    text = cast(column, Text)
-    is_array = and_(func.json_valid(text), func.json_type(text) == literal_column("'array'"))
-    return case((is_array, func.json_array_length(text)), else_=literal_column("0"))
-
-
-def _delete_session() -> Any:
-    session_id = bindparam("session_id", type_=Name())
-    return delete(SessionRow).where(SessionRow.session_id == session_id).returning(SessionRow.message_count)
-
-
-def _add_tombstone() -> Any:
-    return _insert(TombstoneRow)
-
-
-def _event_to_erase() -> Any:
-    seq = bindparam("seq", type_=BigInteger)
-    erased = select(ErasureRow.seq).where(_of_run(ErasureRow), ErasureRow.seq == seq).exists()
-    return select(EventRow.event_type, EventRow.digest).where(_of_run(EventRow), EventRow.seq == seq, ~erased)
-
-
-def _erase_payload() -> Any:
-    return (
-        update(EventRow)
-        .where(_of_run(EventRow), EventRow.seq == bindparam("seq", type_=BigInteger))
-        .values(payload=bindparam("payload", type_=JSONText()), payload_salt=None)
-    )
-
-
-def _add_erasure() -> Any:
-    return _insert(ErasureRow)
-
-
-def _save_session(variant: str) -> Any:
-    return statements.save_session(sqlite_insert, _CLOCK, variant)
-
-
-def _extend_session(state: bool) -> Any:
-    return statements.extend_session(sqlite_insert, _CLOCK, state)
-
-
-def _session_messages() -> Any:
-    return select(SessionMessageRow.position, SessionMessageRow.payload).where(
-        SessionMessageRow.session_id == bindparam("session_id", type_=Name())
-    )
-
-
-def _put_message() -> Any:
-    stamp = {name: f"session_{name}" for name in statements.STAMP}
-    table = SessionMessageRow.__table__
-    statement = sqlite_insert(SessionMessageRow).values(
-        {
-            column.name: bindparam(stamp.get(column.name, column.name), type_=column.type)
-            for column in table.columns
-            if column.name != "recorded_at"
-        }
-        | {"recorded_at": _CLOCK}
-    )
-    columns = ("payload", "recorded_at", *statements.STAMP)
-    return statement.on_conflict_do_update(
-        index_elements=["session_id", "position"], set_={name: statement.excluded[name] for name in columns}
-    )
-
-
-def _advance_head() -> Any:
-    head = EventHeadRow
-    return statements.advance_head(sqlite_insert, _now).returning(head.last_seq, head.recorded_at, head.digest)
-
-
-def _put_event() -> Any:
-    return _insert(EventRow)

@@ -1,6 +1,7 @@
 """The statements both databases share, each a function that returns a SQLAlchemy construct.
 
-What a database needs said in its own way (appends, saves) stands in `postgresql` and `sqlite`.
+What a database needs said in its own way (appends, deletions) stands in `postgresql_statements` and
+`sqlite_statements`.
 """
 
 from __future__ import annotations

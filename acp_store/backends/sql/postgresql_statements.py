@@ -1,0 +1,393 @@
+"""The statements that PostgreSQL words in its own way: writes of one round trip each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Integer,
+    LargeBinary,
+    Text,
+    bindparam,
+    cast,
+    func,
+    insert,
+    literal_column,
+    select,
+)
+from sqlalchemy.dialects.postgresql import insert as pg_insert
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.elements import Null
+from sqlalchemy.sql.functions import Function
+
+from acp_store.backends.sql import statements
+from acp_store.chain import DIGEST_BYTES, SALT_BYTES, EventText, StatusText
+from acp_store.models import EventHeadRow, EventRow, RunStatusRow, SessionMessageRow
+from acp_store.models.base import JSONText, Name, UTCDateTime
+
+__all__ = [
+    "advance_head",
+    "append_chained_events",
+    "append_event",
+    "append_events",
+    "append_messages",
+    "call",
+    "call_for_all",
+    "pieces",
+    "put_events",
+    "save_changed_messages",
+    "save_run",
+    "save_session",
+]
+
+_CLOCK: Final = func.clock_timestamp()
+_ONE: Final = literal_column("1", BigInteger)
+
+
+def call(function: str, schema: str | None) -> sa.Select[Any]:
+    """Call one of the functions of revision 0003, with the parameters that it names."""
+    parameters: dict[str, Any] = {"id": Name()}
+    if function == "acp_erase_event":
+        parameters["seq"] = BigInteger()
+    parameters |= dict.fromkeys(statements.STAMP, Text())
+    arguments = [bindparam(name, type_=type_) for name, type_ in parameters.items()]
+    return select(_function(function, schema, *arguments))
+
+
+def call_for_all(function: str, ids: Callable[[], Any], schema: str | None) -> sa.Select[Any]:
+    """Call one of them for each id that a statement reads."""
+    who = [bindparam(name, type_=Text()) for name in statements.STAMP]
+    all_ids = ids().subquery()
+    return select(_function(function, schema, all_ids.c.id, *who))
+
+
+def _function(name: str, schema: str | None, *arguments: ColumnElement[Any]) -> Function[Any]:
+    # SQLAlchemy puts the arguments in with the % operator, which would take a sign of the name's for its own.
+    return Function(name, *arguments, packagenames=(schema.replace("%", "%%"),) if schema else ())
+
+
+def _now(stored: ColumnElement[Any] | None) -> ColumnElement[Any]:
+    """Return the time the statement came in, which stays the same all through it, unlike the clock's."""
+    now = func.statement_timestamp()
+    return now if stored is None else func.greatest(stored, now)
+
+
+def pieces(text: EventText | StatusText) -> dict[str, str]:
+    """Return the parameters of a statement that makes the digest of this text."""
+    return {f"chain_{name}": piece for name, piece in text._asdict().items()}
+
+
+def _piece(name: str) -> ColumnElement[Any]:
+    return bindparam(f"chain_{name}", type_=Text())
+
+
+def _sha256(*texts: ColumnElement[Any]) -> ColumnElement[Any]:
+    return func.sha256(func.convert_to(reduce(operators.concat_op, texts), literal_column("'UTF8'")))
+
+
+def _moment(time: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return a time as `chain.time_text` does."""
+    utc = func.timezone(literal_column("'UTC'"), time)
+    return func.to_char(utc, literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'"""))
+
+
+def _string(value: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return a text as JSON; to_json() escapes it as RFC 8785 wants it."""
+    if isinstance(value, Null):
+        return literal_column("'null'", Text)
+    return func.coalesce(cast(func.to_json(value), Text), literal_column("'null'"), type_=Text)
+
+
+def _hex(digest: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return a digest as JSON."""
+    if isinstance(digest, Null):
+        return literal_column("'null'", Text)
+    quote = literal_column("""'"'""", Text)
+    text = quote.concat(func.encode(digest, literal_column("'hex'"), type_=Text)).concat(quote)
+    return func.coalesce(text, literal_column("'null'"), type_=Text)
+
+
+def _status_digest(
+    time: ColumnElement[Any], status: ColumnElement[Any], previous: ColumnElement[Any], version: ColumnElement[Any]
+) -> ColumnElement[Any]:
+    return _sha256(
+        _piece("until_time"),
+        _moment(time),
+        _piece("until_from"),
+        _string(status),
+        _piece("until_previous"),
+        _hex(previous),
+        _piece("until_version"),
+        cast(version, Text),
+        _piece("end"),
+    )
+
+
+def _event_digest(
+    previous: ColumnElement[Any], time: ColumnElement[Any], seq: ColumnElement[Any]
+) -> ColumnElement[Any]:
+    return _sha256(
+        _piece("until_previous"),
+        _hex(previous),
+        _piece("until_time"),
+        _moment(time),
+        _piece("until_seq"),
+        cast(seq, Text),
+        _piece("end"),
+    )
+
+
+def save_run(variant: str, force: bool, chained: bool) -> sa.Select[Any]:
+    """Save a run and, where its status changed, write the history, chained or not."""
+    digest = _status_digest if chained else None
+    saved = statements.save_run(pg_insert, _now, variant, force, digest).cte("saved")
+    run_id, status = (bindparam(name, type_=Name()) for name in ("run_run_id", "run_status"))
+    history = (
+        insert(RunStatusRow)
+        .from_select(
+            ["run_id", "version", "from_status", "to_status", "changed_at", *statements.STAMP, "digest"],
+            select(
+                cast(run_id, Name()),
+                saved.c.version,
+                saved.c.previous_status,
+                cast(status, Name()),
+                saved.c.updated_at,
+                *[cast(bindparam(f"run_{name}", type_=Text()), Text) for name in statements.STAMP],
+                saved.c.history_digest if chained else cast(None, LargeBinary),
+            ).where(saved.c.previous_status.is_distinct_from(status)),
+        )
+        .cte("history")
+    )
+    return select(saved.c.version, saved.c.updated_at, saved.c.created_at).add_cte(history)
+
+
+def save_session(variant: str) -> Any:
+    """Save a session's head."""
+    return statements.save_session(pg_insert, _CLOCK, variant)
+
+
+def _elements(parameter: str) -> Any:
+    """Return a table of a JSON array's elements: each as it was written, and its place from 1."""
+    return (
+        func.json_array_elements(bindparam(parameter, type_=JSONText()))
+        .table_valued("value", with_ordinality="ord", name="given", joins_implicitly=True)
+        .render_derived()
+    )
+
+
+def save_changed_messages() -> Any:
+    """Write those of the messages given that differ from the stored ones."""
+    given = _elements("messages")
+    position = cast(given.c.ord, BigInteger) - 1
+    session_id = bindparam("session_id", type_=Name())
+    stored = SessionMessageRow.__table__
+    unchanged = (
+        select(stored.c.position)
+        .where(
+            stored.c.session_id == session_id,
+            stored.c.position == position,
+            cast(stored.c.payload, Text) == cast(given.c.value, Text),
+        )
+        .exists()
+    )
+    columns = ["payload", "recorded_at", *statements.STAMP]
+    statement = pg_insert(SessionMessageRow).from_select(
+        ["session_id", "position", *columns],
+        select(cast(session_id, Name()), position, given.c.value, _CLOCK, *_session_stamp()).where(~unchanged),
+    )
+    return statement.on_conflict_do_update(
+        index_elements=["session_id", "position"], set_={name: statement.excluded[name] for name in columns}
+    )
+
+
+def _session_stamp() -> list[ColumnElement[Any]]:
+    return [cast(bindparam(f"session_{name}", type_=Text()), Text) for name in statements.STAMP]
+
+
+def append_messages(state: bool) -> sa.Select[Any]:
+    """Append messages behind a session's history."""
+    head = statements.extend_session(pg_insert, _CLOCK, state).cte("head")
+    given = _elements("messages")
+    count = bindparam("session_message_count", type_=BigInteger)
+    appended = (
+        insert(SessionMessageRow)
+        .from_select(
+            ["session_id", "position", "payload", "recorded_at", *statements.STAMP],
+            select(
+                head.c.session_id,
+                head.c.message_count - count + cast(given.c.ord, BigInteger) - 1,
+                given.c.value,
+                head.c.updated_at,
+                *_session_stamp(),
+            ),
+        )
+        .cte("appended")
+    )
+    return select(head).add_cte(appended)
+
+
+def _stamp() -> list[ColumnElement[Any]]:
+    return [cast(bindparam(name, type_=Text()), Text) for name in statements.STAMP]
+
+
+def advance_head() -> Any:
+    """Take numbers for events whose digests are made by the caller."""
+    head = EventHeadRow
+    return statements.advance_head(pg_insert, _now).returning(head.last_seq, head.recorded_at, head.digest)
+
+
+def append_event(chained: bool) -> Any:
+    """Append one event, chained or not."""
+    head = (
+        statements.advance_head(pg_insert, _now, _event_digest if chained else None)
+        .returning(EventHeadRow.run_id, EventHeadRow.last_seq, EventHeadRow.recorded_at, EventHeadRow.digest)
+        .cte("head")
+    )
+    return (
+        insert(EventRow)
+        .from_select(
+            [
+                *("run_id", "seq", "event_type", "key", "payload", "recorded_at", *statements.STAMP),
+                *("payload_salt", "payload_digest", "digest"),
+            ],
+            select(
+                head.c.run_id,
+                head.c.last_seq,
+                cast(bindparam("event_type", type_=Name()), Name()),
+                cast(bindparam("key", type_=Name()), Name()),
+                cast(bindparam("payload", type_=JSONText()), JSONText()),
+                head.c.recorded_at,
+                *_stamp(),
+                cast(bindparam("salt", type_=LargeBinary), LargeBinary),
+                cast(bindparam("payload_digest", type_=LargeBinary), LargeBinary),
+                head.c.digest if chained else cast(None, LargeBinary),
+            ),
+        )
+        .returning(EventRow.seq, EventRow.recorded_at)
+    )
+
+
+_BATCH_COLUMNS: Final = ("run_id", "seq", "event_type", "payload", "recorded_at", *statements.STAMP)
+_CHAIN_COLUMNS: Final = ("payload_salt", "payload_digest", "digest")
+
+
+def _event_type(given: Any) -> ColumnElement[Any]:
+    # A type has no U+0000, so all that storing does to it is to double U+2400 (acp_store.codec).
+    return func.replace(given.c.value.op("->>")("type"), "\u2400\u2400", "\u2400")
+
+
+def append_events() -> Any:
+    """Append events that are not chained."""
+    head = (
+        statements.advance_head(pg_insert, _now)
+        .returning(EventHeadRow.run_id, EventHeadRow.last_seq, EventHeadRow.recorded_at)
+        .cte("head")
+    )
+    given = _elements("payloads")
+    seq = head.c.last_seq - bindparam("count", type_=BigInteger) + cast(given.c.ord, BigInteger)
+    rows = select(head.c.run_id, seq, _event_type(given), given.c.value, head.c.recorded_at, *_stamp())
+    return insert(EventRow).from_select(_BATCH_COLUMNS, rows).returning(EventRow.seq, EventRow.recorded_at)
+
+
+def _packed(parameter: str, size: int, place: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return one of the values of equal size that a parameter holds one after the other; `place` is from 0."""
+    start = cast(place * literal_column(str(size), BigInteger) + _ONE, Integer)
+    return func.substring(bindparam(parameter, type_=LargeBinary), start, literal_column(str(size)), type_=LargeBinary)
+
+
+def put_events() -> Any:
+    """Write events whose numbers, time and digests are known."""
+    given = _elements("payloads")
+    place = cast(given.c.ord, BigInteger) - _ONE
+    rows = select(
+        cast(bindparam("run_id", type_=Name()), Name()),
+        bindparam("first", type_=BigInteger) + place,
+        _event_type(given),
+        given.c.value,
+        cast(bindparam("recorded_at", type_=UTCDateTime()), UTCDateTime()),
+        *_stamp(),
+        _packed("salts", SALT_BYTES, place),
+        _packed("payload_digests", DIGEST_BYTES, place),
+        _packed("digests", DIGEST_BYTES, place),
+    )
+    return insert(EventRow).from_select([*_BATCH_COLUMNS, *_CHAIN_COLUMNS], rows)
+
+
+def append_chained_events() -> Any:
+    """Append a batch, each event's digest made from the one before.
+
+    The head is locked first, and so read as it is now and not as the statement's snapshot has it. A
+    run's first event has no head to lock: of two that come at once, one gets no row back.
+    """
+    run_id = bindparam("run_id", type_=Name())
+    count = bindparam("count", type_=BigInteger)
+    stored = (
+        select(EventHeadRow.last_seq, EventHeadRow.recorded_at, EventHeadRow.digest)
+        .where(EventHeadRow.run_id == run_id)
+        .with_for_update()
+        .cte("stored")
+    )
+    last_seq, last_time, last_digest = (select(column).scalar_subquery() for column in stored.c)
+    now = _now(last_time)
+    start = (
+        select(
+            func.coalesce(last_seq, literal_column("0"), type_=BigInteger).label("seq"),
+            now.label("recorded_at"),
+            last_digest.label("digest"),
+            reduce(operators.concat_op, [_piece("until_time"), _moment(now), _piece("until_seq")]).label("middle"),
+        )
+        .cte("start")
+        .prefix_with("MATERIALIZED", dialect="postgresql")
+    )
+    chain = select(cast(literal_column("0"), BigInteger).label("place"), start.c.digest).cte("chain", recursive=True)
+    place = cast(chain.c.place, Integer)
+    # One line for each type: JSON text has no line feed, and the driver takes long to send an array.
+    kind = func.get_byte(bindparam("kinds", type_=LargeBinary), place, type_=Integer) + _ONE
+    end = func.split_part(bindparam("ends", type_=Text()), literal_column("E'\\n'"), kind, type_=Text)
+    digest = _sha256(
+        bindparam("until_digest", type_=Text()),
+        func.encode(_packed("payload_digests", DIGEST_BYTES, chain.c.place), literal_column("'hex'"), type_=Text),
+        bindparam("after_digest", type_=Text()),
+        _hex(chain.c.digest),
+        start.c.middle,
+        cast(start.c.seq + chain.c.place + _ONE, Text),
+        end,
+    )
+    chain = chain.union_all(
+        select(chain.c.place + _ONE, digest).select_from(chain.join(start, sa.true())).where(chain.c.place < count)
+    )
+    last = select(cast(run_id, Name()), start.c.seq + count, start.c.recorded_at, chain.c.digest).select_from(
+        chain.join(start, chain.c.place == count)
+    )
+    advance = pg_insert(EventHeadRow).from_select(["run_id", "last_seq", "recorded_at", "digest"], last)
+    new = advance.excluded
+    head = (
+        advance.on_conflict_do_update(
+            index_elements=["run_id"],
+            set_={name: new[name] for name in ("last_seq", "recorded_at", "digest")},
+            where=EventHeadRow.last_seq == new.last_seq - count,
+        )
+        .returning(EventHeadRow.run_id, EventHeadRow.last_seq, EventHeadRow.recorded_at)
+        .cte("head")
+    )
+    given = _elements("payloads")
+    ord_ = cast(given.c.ord, BigInteger)
+    link = chain.alias("link")
+    rows = select(
+        head.c.run_id,
+        head.c.last_seq - count + ord_,
+        _event_type(given),
+        given.c.value,
+        head.c.recorded_at,
+        *_stamp(),
+        _packed("salts", SALT_BYTES, ord_ - _ONE),
+        _packed("payload_digests", DIGEST_BYTES, ord_ - _ONE),
+        link.c.digest,
+    ).where(link.c.place == ord_)
+    columns = [*_BATCH_COLUMNS, *_CHAIN_COLUMNS]
+    return insert(EventRow).from_select(columns, rows).returning(EventRow.seq, EventRow.recorded_at)
