@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import fcntl
 import gc
+import io
 import json
 import os
 import runpy
@@ -47,7 +48,7 @@ class Forked:
     Args:
         module: What is run, as `__main__`.
         arguments: Its `sys.argv`, the name of the program among them.
-        environment: All of its environment.
+        environment: All of its environment; by default ours.
         directory: Where it runs; by default where we do.
         stdin: `subprocess.PIPE` or `subprocess.DEVNULL`.
         terminal: A terminal for stdin, stdout and stderr, which it gets for itself; they are pipes otherwise.
@@ -58,7 +59,7 @@ class Forked:
         module: str,
         arguments: Sequence[str],
         *,
-        environment: Mapping[str, str],
+        environment: Mapping[str, str] | None = None,
         directory: str | Path | None = None,
         stdin: int = subprocess.DEVNULL,
         terminal: int | None = None,
@@ -83,7 +84,7 @@ class Forked:
         request = {
             "module": module,
             "arguments": list(arguments),
-            "environment": dict(environment),
+            "environment": dict(os.environ if environment is None else environment),
             "directory": str(directory or Path.cwd()),
             "terminal": terminal is not None,
         }
@@ -138,6 +139,12 @@ class Forked:
         self.wait(timeout)
         return result
 
+    def output(self) -> tuple[int, str, str]:
+        """How it ended, and what it wrote to stdout and stderr."""
+        with self:
+            out, err = self.communicate()
+            return self.wait(), out.decode(), err.decode()
+
     def _told(self) -> int:
         number: int
         (number,) = _NUMBER.unpack(self._keeper.recv(_NUMBER.size, socket.MSG_WAITALL))
@@ -154,8 +161,9 @@ def _nursery() -> socket.socket:
         cwd=Path(__file__).parents[1],
         env=kept | {"LC_ALL": "C.UTF-8"},
         pass_fds=[theirs.fileno()],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+        # As pipes and terminals these cannot seek, which Python looks at once.
+        stdin=theirs,
+        stdout=theirs,
         start_new_session=True,
     )
     theirs.close()
@@ -214,9 +222,9 @@ def _keep(request: dict[str, Any], streams: list[int]) -> None:
 
 
 def _become(request: dict[str, Any], streams: list[int]) -> None:
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
-        os.close(stream)
+    for number, given in enumerate(streams):
+        os.dup2(given, number)
+        os.close(given)
     if request["terminal"]:
         os.setsid()
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -224,11 +232,12 @@ def _become(request: dict[str, Any], streams: list[int]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     encoding, _, errors = os.environ.get("PYTHONIOENCODING", "utf-8:surrogateescape").partition(":")
-    said: dict[str, Any] = {"encoding": encoding, "errors": errors or "strict", "closefd": False}
-    sys.stdin = open(0, **said)  # noqa: SIM115
-    sys.stdout = open(1, "w", buffering=1 if os.isatty(1) else -1, **said)  # noqa: SIM115
-    sys.stderr = open(2, "w", buffering=1, **{**said, "errors": "backslashreplace"})  # noqa: SIM115
+    # The same objects, as alembic has taken hold of them when it was imported.
+    for stream in (sys.stdin, sys.stdout):
+        assert isinstance(stream, io.TextIOWrapper)
+        stream.reconfigure(encoding=encoding, errors=errors or "strict", line_buffering=os.isatty(stream.fileno()))
     sys.argv = request["arguments"]
+    sys.path[0] = request["directory"]
     runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
 
 
