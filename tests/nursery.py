@@ -162,8 +162,8 @@ def _nursery() -> socket.socket:
         env=kept | {"LC_ALL": "C.UTF-8"},
         pass_fds=[theirs.fileno()],
         # As pipes and terminals these cannot seek, which Python looks at once.
-        stdin=theirs,
-        stdout=theirs,
+        stdin=theirs.fileno(),
+        stdout=theirs.fileno(),
         start_new_session=True,
     )
     theirs.close()
