@@ -287,7 +287,7 @@ def empty_redis_database(server: Redis | GivenRedis) -> Iterator[str]:
     try:
         yield url
     finally:
-        server.databases.append(database)
+        server.databases.appendleft(database)
         with connect_redis(url) as client:
             client.flushdb()
 
