@@ -70,7 +70,7 @@ def test_the_wheel_migrates(installed: Path, empty_url: str) -> None:
     assert _python(installed, "-c", code, empty_url, str(installed)) == "None\n"
 
 
-def test_the_wheel_has_the_command(installed: Path, empty_url: str) -> None:
+def test_the_wheel_has_the_command(installed: Path, empty_sqlite_url: str) -> None:
     """``acp-store db`` works from an installed wheel."""
-    _python(installed, "-m", "acp_store.cli", "db", "upgrade", DATABASE_URL=empty_url)
-    assert "0001" in _python(installed, "-m", "acp_store.cli", "db", "current", DATABASE_URL=empty_url)
+    _python(installed, "-m", "acp_store.cli", "db", "upgrade", DATABASE_URL=empty_sqlite_url)
+    assert "0001" in _python(installed, "-m", "acp_store.cli", "db", "current", DATABASE_URL=empty_sqlite_url)

@@ -132,17 +132,18 @@ class InputClauses:
     @pytest.mark.parametrize("bad", BAD_JSON)
     def test_what_is_no_json_is_refused(self, repository: Repository, bad: str) -> None:
         """NaN, infinities, lone surrogates, endless nesting and foreign types are refused, wherever they stand."""
+        value = BAD_JSON[bad]()
         for place, (kind, build) in PLACES.items():
-            given = build(BAD_JSON[bad]())
+            given = build(value)
             with refused(place):
                 put(repository, kind, given)
             record = as_event(given) if kind is Event else as_record(kind, given)
             with refused(place):
                 put(repository, kind, record)
         with refused("state of an append"):
-            repository.append_messages("session-1", [], state=BAD_JSON[bad]())
+            repository.append_messages("session-1", [], state=value)
         with refused("unknown field of an append"):
-            repository.append_messages("session-1", [{"role": "user", "parts": [], "x": BAD_JSON[bad]()}])
+            repository.append_messages("session-1", [{"role": "user", "parts": [], "x": value}])
         assert_empty(repository)
 
     @needs(Capability.STRICT_INPUT)

@@ -189,7 +189,7 @@ class UnitClauses:
 
         def count(_: int) -> None:
             done = 0
-            while done < 5:
+            while done < 3:
                 try:
                     with repository.transaction() as inside:
                         run = run_of(inside)
@@ -201,7 +201,7 @@ class UnitClauses:
 
         at_once(count)
         run = run_of(repository)
-        assert (run.metadata, run.version) == (WRITERS * 5, WRITERS * 5 + 1)
+        assert (run.metadata, run.version) == (WRITERS * 3, WRITERS * 3 + 1)
 
     # ── counting and clearing ──────────────────────────────────────────────────────────────────
 

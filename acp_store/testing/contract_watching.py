@@ -19,7 +19,7 @@ from acp_store.records import Event, RunCancelledEvent, RunCompletedEvent, RunEv
 from acp_store.repository import Capability, Limits, Repository
 from acp_store.testing import factories as make
 from acp_store.testing.factories import BAD_IDS, ODD_IDS
-from acp_store.testing.phrases import at_once, needs, payloads, refused, status_of, undone, wire
+from acp_store.testing.phrases import RACES, at_once, needs, payloads, refused, status_of, undone, wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -469,7 +469,7 @@ class WatchClauses:
     def test_a_watcher_may_be_closed_by_several_threads(self, repository: Repository) -> None:
         """Threads that close a watcher at the same time, while one of them reads it, all succeed."""
         _append(repository, 1)
-        for _ in range(10):
+        for _ in range(RACES):
             with self._watching(repository) as watch:
                 assert _numbers(_next(watch)) == [1]
                 work: list[Callable[[], object]] = [partial(_rest, watch), *[watch.close] * 7]
@@ -525,19 +525,19 @@ class WatchClauses:
             if number == 0:
                 return self._read(repository)
             _set(repository, "in-progress")
-            _append(repository, *range(1, 200))
+            _append(repository, *range(1, 120))
             repository.add_event("run-1", _ending())
             _set(repository, "completed")
             return []
 
         events = at_once(work, writers=2)[0]
-        assert _numbers(events) == list(range(1, 201))
-        assert payloads(events[:-1]) == list(range(1, 200))
+        assert _numbers(events) == list(range(1, 121))
+        assert payloads(events[:-1]) == list(range(1, 120))
 
     @needs(Capability.CONCURRENT_WRITERS)
     def test_watchers_beside_writers_miss_nothing(self, repository: Repository) -> None:
         """While several threads append to one run, each of several watchers gets every event once and in order."""
-        writers, rounds = 4, 15
+        writers, rounds = 4, 10
 
         def work(number: int) -> list[Event]:
             if number >= FOLLOWERS:
@@ -603,7 +603,7 @@ class WatchClauses:
         def work(number: int) -> list[Event]:
             if number == 0:
                 return self._read(repository)
-            for n in range(20):
+            for n in range(12):
                 with undone(repository) if n % 2 else repository.transaction() as inside:
                     for part in range(3):
                         inside.add_event("run-1", make.generic_event([n, part]))
@@ -612,8 +612,8 @@ class WatchClauses:
             return []
 
         events = at_once(work, writers=2)[0]
-        assert payloads(events[:-1]) == [[n, part] for n in range(0, 20, 2) for part in range(3)]
-        assert _numbers(events) == list(range(1, 32))
+        assert payloads(events[:-1]) == [[n, part] for n in range(0, 12, 2) for part in range(3)]
+        assert _numbers(events) == list(range(1, 20))
 
     # ── what a watcher needs ───────────────────────────────────────────────────────────────────
 

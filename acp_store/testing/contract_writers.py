@@ -9,6 +9,7 @@ from acp_store.errors import ConflictError
 from acp_store.repository import Capability, Repository
 from acp_store.testing import factories as make
 from acp_store.testing.phrases import (
+    RACES,
     ROUNDS,
     TERMINAL,
     WRITERS,
@@ -53,13 +54,13 @@ class WriterClauses:
     @needs(Capability.CONCURRENT_WRITERS)
     def test_appends_at_the_same_moment_are_all_kept(self, repository: Repository) -> None:
         """Appends that begin at the same moment get different numbers and are all there, round after round."""
-        for n in range(10):
+        for n in range(RACES):
             numbers = at_once(
                 lambda writer, n=n: repository.add_event("run-1", make.generic_event([n, writer])).seq  # type: ignore[misc]
             )
             assert sorted(number or 0 for number in numbers) == list(range(n * WRITERS + 1, (n + 1) * WRITERS + 1))
         found = payloads(repository.get_events("run-1"))
-        assert sorted(found) == [[n, writer] for n in range(10) for writer in range(WRITERS)]
+        assert sorted(found) == [[n, writer] for n in range(RACES) for writer in range(WRITERS)]
         assert [n for n, _ in found] == sorted(n for n, _ in found)
 
     @needs(Capability.CONCURRENT_WRITERS)
@@ -108,13 +109,13 @@ class WriterClauses:
         """Threads that save runs and sessions of their own lose none."""
 
         def save(writer: int) -> None:
-            for n in range(10):
+            for n in range(5):
                 repository.save_run(make.run(f"run-{writer}-{n}", agent_name=f"agent {writer}"))
                 repository.save_session(make.session(f"session-{writer}-{n}", state=[writer, n]))
 
         at_once(save)
         page = repository.list_runs(limit=1000)
-        names = {f"{writer}-{n}" for writer in range(WRITERS) for n in range(10)}
+        names = {f"{writer}-{n}" for writer in range(WRITERS) for n in range(5)}
         assert page.total == len(page.runs) == len(names)
         assert set(ids(page)) == {f"run-{name}" for name in names}
         for name in names:
@@ -126,7 +127,7 @@ class WriterClauses:
         """Threads that save one run without a version leave the whole of one save, never a mixture."""
 
         def save(writer: int) -> None:
-            for n in range(10):
+            for n in range(5):
                 mark = [writer, n]
                 repository.save_run(make.run(agent_name=text(mark), metadata=mark, output=[make.message(text(mark))]))
 
@@ -135,12 +136,12 @@ class WriterClauses:
         assert page.total == 1
         [run] = page.runs
         assert run.agent_name == text(run.metadata) == str(run.output[0])
-        assert run.metadata[1] == 9
+        assert run.metadata[1] == 4
 
     @needs(Capability.CONCURRENT_WRITERS, Capability.VERSIONS)
     def test_of_concurrent_saves_of_a_version_one_wins(self, repository: Repository) -> None:
         """Of threads that save over the same version exactly one wins, and it is what is stored."""
-        for version in range(10):
+        for version in range(RACES):
 
             def save(writer: int, version: int = version) -> int | None:
                 try:
@@ -157,13 +158,13 @@ class WriterClauses:
     @needs(Capability.CONCURRENT_WRITERS, Capability.VERSIONS)
     def test_concurrent_saves_are_all_counted(self, repository: Repository) -> None:
         """Threads that save one run without a version each get a version of their own."""
-        versions = at_once(lambda writer: [repository.save_run(make.run(metadata=writer)).version for _ in range(10)])
-        assert sorted(version or 0 for each in versions for version in each) == list(range(1, WRITERS * 10 + 1))
+        versions = at_once(lambda writer: [repository.save_run(make.run(metadata=writer)).version for _ in range(5)])
+        assert sorted(version or 0 for each in versions for version in each) == list(range(1, WRITERS * 5 + 1))
 
     @needs(Capability.CONCURRENT_WRITERS, Capability.TERMINAL_GUARD)
     def test_of_concurrent_endings_one_wins(self, repository: Repository) -> None:
         """Of threads that end one run in different ways only those of one way succeed, and it stays."""
-        for n in range(10):
+        for n in range(RACES):
             run_id = f"run-{n}"
             repository.save_run(make.run(run_id, status="in-progress"))
 
@@ -181,12 +182,12 @@ class WriterClauses:
     @needs(Capability.CONCURRENT_WRITERS, Capability.KEYS)
     def test_concurrent_adds_with_one_key_store_one_event(self, repository: Repository) -> None:
         """Of threads that add the same event with the same key all get the one event that is stored."""
-        for n in range(10):
+        for n in range(RACES):
             added = at_once(
                 lambda _, n=n: repository.add_event("run-1", make.generic_event(n), key=f"key {n}")  # type: ignore[misc]
             )
             assert {(event.seq, event.recorded_at) for event in added} == {(n + 1, added[0].recorded_at)}
-        assert payloads(repository.get_events("run-1")) == list(range(10))
+        assert payloads(repository.get_events("run-1")) == list(range(RACES))
 
     @needs(Capability.CONCURRENT_WRITERS, Capability.ATOMIC_BATCHES)
     def test_concurrent_batches_stay_together(self, repository: Repository) -> None:
@@ -195,7 +196,7 @@ class WriterClauses:
         def append(writer: int) -> list[list[int | None]]:
             return [
                 [event.seq for event in repository.add_events("run-1", [make.generic_event([writer, n])] * 4)]
-                for n in range(10)
+                for n in range(5)
             ]
 
         for batches in at_once(append):
@@ -204,7 +205,7 @@ class WriterClauses:
                 assert first is not None
                 assert batch == list(range(first, first + 4))
         found = payloads(repository.get_events("run-1", limit=1000))
-        assert sorted(found) == [[writer, n] for writer in range(WRITERS) for n in range(10) for _ in range(4)]
+        assert sorted(found) == [[writer, n] for writer in range(WRITERS) for n in range(5) for _ in range(4)]
         assert all(found[place : place + 4] == [found[place]] * 4 for place in range(0, len(found), 4))
 
     @needs(Capability.CONCURRENT_WRITERS, Capability.ATOMIC_BATCHES)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from acp_store.repository import Capability, Repository
 
 __all__ = [
+    "RACES",
     "ROUNDS",
     "TERMINAL",
     "WRITERS",
@@ -54,10 +55,12 @@ __all__ = [
     "wire",
 ]
 
-WRITERS: Final = 8
+WRITERS: Final = 6
 """How many threads write at once."""
-ROUNDS: Final = 25
+ROUNDS: Final = 12
 """How often each of them does."""
+RACES: Final = 4
+"""How often they begin at the same moment, where they meet once and then are done."""
 TERMINAL: Final = (RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED)
 
 _LIBRARIES: Final = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})

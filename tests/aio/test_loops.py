@@ -280,6 +280,10 @@ def test_one_server_after_another(url: str, monkeypatch: pytest.MonkeyPatch) -> 
     asyncio.run(repository.aclose())
 
 
+_LIGHT = {"PYTHONMALLOC": "default"}
+"""The development mode without its checks of the interpreter's own memory, which take half of the time."""
+
+
 def test_a_server_process_says_nothing(file_url: str) -> None:
     """A server process that imports its application and closes the repository in the end warns of nothing."""
     port = free_port()
@@ -288,7 +292,7 @@ def test_a_server_process_says_nothing(file_url: str) -> None:
             *(sys.executable, "-X", "dev", "-W", "error", "-m", "uvicorn", "tests.aio.app:closing_app"),
             *("--port", str(port), "--log-level", "warning", "--loop", "asyncio"),
         ],
-        env={**os.environ, "DATABASE_URL": file_url},
+        env={**os.environ, **_LIGHT, "DATABASE_URL": file_url},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -315,7 +319,8 @@ def test_a_server_process_says_nothing(file_url: str) -> None:
 def _run_script(url: str, ending: str) -> str:
     """Return what a process writes to stderr where every warning is an error."""
     command = [sys.executable, "-X", "dev", "-W", "error", "-m", "tests.aio.script", url, ending]
-    process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    environment = {**os.environ, **_LIGHT}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=100)
     assert (process.returncode, process.stdout) == (0, "done\n"), process.stderr
     return process.stderr
 

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
+from tests.nursery import Forked
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -61,25 +63,32 @@ def environment(**changes: str) -> dict[str, str]:
     return kept | {"LC_ALL": "C.UTF-8"} | changes
 
 
-def start(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-    """Start the installed program, its output in pipes."""
-    options = {"stdin": subprocess.DEVNULL, "env": environment(), **options}
-    return subprocess.Popen([SCRIPT, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+def start(
+    *arguments: str, stdin: int = subprocess.DEVNULL, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> Forked:
+    """Start the program, its output in pipes."""
+    return Forked(
+        "acp_store.cli",
+        [SCRIPT, *arguments],
+        environment=environment() if env is None else env,
+        directory=cwd,
+        stdin=stdin,
+    )
 
 
 def run(*arguments: str, given: bytes | None = None, **options: Any) -> Done:
-    """Run the installed program to its end; `given` is its standard input."""
+    """Run the program to its end, as a process of its own; `given` is its standard input."""
     if given is not None:
         options["stdin"] = subprocess.PIPE
     with start(*arguments, **options) as process:
         out, err = process.communicate(given)
-    return Done(process.returncode, out.decode(), err.decode())
+        return Done(process.wait(), out.decode(), err.decode())
 
 
 class Running:
     """The program while it runs, its output in pipes."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: Forked) -> None:
         self.process = process
 
     @property
@@ -110,7 +119,7 @@ class Running:
 
 @contextmanager
 def running(*arguments: str, **options: Any) -> Iterator[Running]:
-    """Start the installed program; it is killed where the test is over before it."""
+    """Start the program; it is killed where the test is over before it."""
     with start(*arguments, **options) as process:
         try:
             yield Running(process)
@@ -126,19 +135,18 @@ class Terminal:
     ) -> None:
         self._raw = b""
         self._waited_for = 0
-        self._code: int | None = None
-        self._pid, self._terminal = pty.fork()
-        if self._pid == 0:
-            os.execve(SCRIPT, [SCRIPT, *arguments], {**environment(TERM="xterm-256color"), **(env or {})})
-        fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        self._terminal, other_side = pty.openpty()
+        fcntl.ioctl(other_side, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        environment_ = {**environment(TERM="xterm-256color"), **(env or {})}
+        self._process = Forked("acp_store.cli", [SCRIPT, *arguments], environment=environment_, terminal=other_side)
+        os.close(other_side)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._code is None:
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
+        self._process.kill()
+        self._process.wait()
         os.close(self._terminal)
 
     @property
@@ -163,9 +171,7 @@ class Terminal:
         """How it ends; `out` is all that was shown."""
         while self._read():
             pass
-        _, status = os.waitpid(self._pid, 0)
-        self._code = os.waitstatus_to_exitcode(status)
-        return Done(self._code, self.shown)
+        return Done(self._process.wait(), self.shown)
 
     def _read(self, timeout: float | None = None) -> bool:
         if not select.select([self._terminal], [], [], timeout)[0]:
@@ -179,7 +185,7 @@ class Terminal:
 
 
 def run_on_terminal(*arguments: str, answer: bytes = b"", **options: Any) -> Done:
-    """Run the installed program on a terminal to its end; `answer` is typed when it asks something."""
+    """Run the program on a terminal to its end; `answer` is typed when it asks something."""
     with Terminal(*arguments, **options) as terminal:
         if answer:
             terminal.wait_for(r"\[y/N\]")

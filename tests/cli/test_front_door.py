@@ -59,7 +59,7 @@ def test_the_script_and_the_module_are_the_same(sqlite_url: str) -> None:
     """`acp-store` and `python -m acp_store.cli` answer alike."""
     command = [sys.executable, "-m", "acp_store.cli", "stats", "--url", sqlite_url]
     done = subprocess.run(command, capture_output=True, check=True, env=environment())
-    assert done.stdout.decode() == run("stats", "--url", sqlite_url).out
+    assert done.stdout.decode() == shell('"$0" stats --url "$1"', sqlite_url).out
 
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from acp_store import Repository, open_repository
+from tests.nursery import Forked
 from tests.servers import Postgres, wait_until
 
+ROOT = Path(__file__).parents[2]
 WRITERS = 3
 
 
@@ -26,8 +27,7 @@ class Writer:
         self.events: dict[int, int] = {}
         self.saved = 0
         self.ready = False
-        command = [sys.executable, "-m", "tests.concurrency.writer", url, run, name, "0"]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self._process = Forked("tests.concurrency.writer", ["", url, run, name, "0"], directory=ROOT)
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
@@ -35,9 +35,9 @@ class Writer:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             # A line that the kill cut short says nothing.
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 break
-            match line.split():
+            match line.decode().split():
                 case ["event", number, seq]:
                     self.events[int(number)] = int(seq)
                 case ["save", number, _]:
@@ -51,7 +51,7 @@ class Writer:
         self._reader.join()
         with self._process as process:  # closes the pipes and waits
             assert process.stderr is not None
-            assert process.stderr.read() == ""
+            assert process.stderr.read() == b""
 
     @property
     def count(self) -> int:

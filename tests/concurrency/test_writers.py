@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from acp_store import ConflictError, Message, Run, Session, open_repository
+from tests.nursery import Forked
 
+ROOT = Path(__file__).parents[2]
 THREADS, PROCESSES, EACH = 16, 8, 25
 
 
@@ -48,14 +49,13 @@ def test_sixteen_threads_append_to_one_run(url: str) -> None:
 
 def test_eight_processes_append_to_one_run(file_url: str) -> None:
     """Eight processes append to one run: 1..N without a gap, no error surfaces, each process in order."""
-    command = [sys.executable, "-m", "tests.concurrency.writer", file_url, "run"]
     children = [
-        subprocess.Popen([*command, str(name), str(EACH)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        Forked("tests.concurrency.writer", ["", file_url, "run", str(name), str(EACH)], directory=ROOT)
         for name in range(PROCESSES)
     ]
     with ThreadPoolExecutor(PROCESSES) as pool:
-        outputs = list(pool.map(lambda child: (*child.communicate(), child.returncode), children))
-    assert [(errors, code) for _, errors, code in outputs] == [("", 0)] * PROCESSES
+        outputs = list(pool.map(Forked.output, children))
+    assert [(code, errors) for code, _, errors in outputs] == [(0, "")] * PROCESSES
     events = _events(file_url)
     assert len(events) == PROCESSES * EACH
     _assert_each_writer_in_order(events, PROCESSES)

@@ -30,6 +30,7 @@ from acp_store.aio.watch import AsyncWatch
 from acp_store.repository import EventLike, MessageLike, RunLike, SessionLike, Unset
 from acp_store.testing import RepositoryContract
 from acp_store.watching import Subscription, Watch
+from tests.contract.conftest import Kept
 
 T = TypeVar("T")
 
@@ -208,7 +209,6 @@ class TestPostgreSQL(RepositoryContract):
     """The SQL repository; what is lifted is the same on SQLite."""
 
     @pytest.fixture
-    def repository(self, loop: Loop, shared_postgres_url: str) -> Iterator[Repository]:
-        with Awaited(open_async_repository(shared_postgres_url), loop) as repository:
-            repository.clear()
-            yield repository
+    def repository(self, loop: Loop, kept: Kept, shared_postgres_url: str) -> Repository:
+        url = shared_postgres_url
+        return kept.empty(url, lambda: Awaited(open_async_repository(url), loop))

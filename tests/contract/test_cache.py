@@ -11,15 +11,13 @@ from acp_store.testing import RepositoryContract
 from tests.contract.flavours import ONE, OTHER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from tests.contract.conftest import Kept
 
 
-@pytest.mark.parametrize(("shared_url", "redis_url"), [("sqlite", ONE), ("postgresql", OTHER)], indirect=True)
+@pytest.mark.parametrize(("shared_url", "server"), [("sqlite", ONE), ("postgresql", OTHER)], indirect=["shared_url"])
 class TestAroundSQL(RepositoryContract):
     """A SQLite file and PostgreSQL, opened with a cache by URL."""
 
     @pytest.fixture
-    def repository(self, shared_url: str, redis_url: str) -> Iterator[Repository]:
-        with open_repository(shared_url, cache=redis_url) as repository:
-            repository.clear()
-            yield repository
+    def repository(self, kept: Kept, shared_url: str, server: str) -> Repository:
+        return kept.empty(shared_url, lambda: open_repository(shared_url, cache=kept.redis_url(shared_url, server)))

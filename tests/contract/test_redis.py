@@ -14,35 +14,35 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from acp_store import Repository
+    from tests.contract.conftest import Kept
     from tests.servers import RedisCluster
 
 
-@pytest.mark.parametrize("redis_url", [ONE], indirect=True)
 class TestOnOneServer(RepositoryContract):
     """One server, by its URL."""
 
     @pytest.fixture
-    def repository(self, redis_url: str) -> Iterator[Repository]:
-        with RedisRepository(redis_url) as repository:
-            yield repository
+    def repository(self, kept: Kept) -> Repository:
+        return kept.empty("one", lambda: RedisRepository(kept.redis_url("one", ONE)))
 
 
-@pytest.mark.parametrize("redis_url", [OTHER], indirect=True)
 class TestForEver(RepositoryContract):
     """Without an expiry, below a prefix that is a pattern."""
 
     @pytest.fixture
-    def repository(self, redis_url: str) -> Iterator[Repository]:
-        with RedisRepository(redis_url, ttl=None, prefix="a[b]*?\\:") as repository:
-            yield repository
+    def repository(self, kept: Kept) -> Repository:
+        return kept.empty(
+            "other", lambda: RedisRepository(kept.redis_url("other", OTHER), ttl=None, prefix="a[b]*?\\:")
+        )
 
 
 class TestOnACluster(RepositoryContract):
     """A cluster of three masters, found out from the URL of one node."""
 
     @pytest.fixture
-    def repository(self, redis_cluster: RedisCluster) -> Iterator[Repository]:
-        with RedisRepository(redis_cluster.url) as repository:
-            yield repository
-        with RedisRepository(redis_cluster.url) as repository:
-            repository.clear()
+    def repository(self, kept: Kept, redis_cluster: RedisCluster) -> Iterator[Repository]:
+        def opened() -> Repository:
+            return RedisRepository(redis_cluster.url)
+
+        yield kept.empty("cluster", opened)
+        kept.empty("cluster", opened)

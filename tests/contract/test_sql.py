@@ -9,69 +9,59 @@ from sqlalchemy.orm import Session
 
 from acp_store import Repository, SQLRepository, open_repository
 from acp_store.testing import RepositoryContract
-from tests.hosts import host_engine
+from tests.contract.conftest import Kept
 
 
 class TestInMemory(RepositoryContract):
     """SQLite in memory."""
 
     @pytest.fixture
-    def repository(self) -> Iterator[Repository]:
-        with open_repository("sqlite://") as repository:
-            yield repository
+    def repository(self, kept: Kept) -> Repository:
+        return kept.empty("in memory", lambda: open_repository("sqlite://"))
 
 
 class TestFromURL(RepositoryContract):
     """A SQLite file and PostgreSQL, opened by their URLs."""
 
     @pytest.fixture
-    def repository(self, shared_url: str) -> Iterator[Repository]:
-        with open_repository(shared_url) as repository:
-            repository.clear()
-            yield repository
+    def repository(self, kept: Kept, shared_url: str) -> Repository:
+        return kept.empty(shared_url, lambda: open_repository(shared_url))
 
 
 class TestInSchema(RepositoryContract):
     """PostgreSQL, with every object in a named schema whose name needs quoting."""
 
     @pytest.fixture
-    def repository(self, shared_postgres_url: str) -> Iterator[Repository]:
-        with open_repository(shared_postgres_url, schema='My "acp"', upgrade=True) as repository:
-            repository.clear()
-            yield repository
+    def repository(self, kept: Kept, shared_postgres_url: str) -> Repository:
+        url = shared_postgres_url
+        return kept.empty(url, lambda: open_repository(url, schema='My "acp"', upgrade=True))
 
 
 class TestFromEngine(RepositoryContract):
     """A host application's own engine, with none of our settings."""
 
     @pytest.fixture
-    def repository(self, shared_url: str) -> Iterator[Repository]:
-        engine = host_engine(shared_url)
-        repository = SQLRepository(engine)
-        repository.clear()
-        yield repository
-        engine.dispose()
+    def repository(self, kept: Kept, shared_url: str) -> Repository:
+        return kept.empty(shared_url, lambda: SQLRepository(kept.engine(shared_url)))
 
 
 class TestFromConnection(RepositoryContract):
     """Inside a host application's transaction."""
 
     @pytest.fixture
-    def repository(self, shared_url: str) -> Iterator[Repository]:
-        engine = host_engine(shared_url)
-        SQLRepository(engine).clear()
+    def repository(self, kept: Kept, shared_url: str) -> Iterator[Repository]:
+        engine = kept.engine(shared_url)
+        kept.empty(shared_url, lambda: SQLRepository(engine))
         with engine.connect() as connection:
             yield SQLRepository(connection)
-        engine.dispose()
 
 
 class TestFromSession(RepositoryContract):
     """Inside a host application's orm Session."""
 
     @pytest.fixture
-    def repository(self, shared_url: str) -> Iterator[Repository]:
-        engine = host_engine(shared_url)
-        SQLRepository(engine).clear()
+    def repository(self, kept: Kept, shared_url: str) -> Iterator[Repository]:
+        engine = kept.engine(shared_url)
+        kept.empty(shared_url, lambda: SQLRepository(engine))
         with Session(engine) as session:
             yield SQLRepository(session)
-        engine.dispose()

@@ -20,6 +20,7 @@ import doctest
 import io
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from sqlalchemy.exc import DBAPIError
 
 from acp_store import AsyncRepository, Repository, open_repository
 from tests.docs.pages import PAGES, ROOT, SERVE, Block, blocks_of
+from tests.nursery import Forked
 from tests.servers import empty_redis_database
 
 if TYPE_CHECKING:
@@ -49,6 +51,9 @@ _INSTEAD: Final = {
     "make lint": "make lint --dry-run",
     SERVE: f"{SERVE} --help && python -c 'import sse'",
 }
+_PROGRAMS: Final = {"acp-store": "acp_store.cli", "alembic": "alembic"}
+"""Programs that need not be started by a shell, and the modules that are them."""
+_SHELL: Final = re.compile(r"[|&;<>()$`*?#~\n]")
 _FLAGS: Final = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 WITH_EXAMPLES: Final = [name for name, path in PAGES.items() if blocks_of(path)]
@@ -164,6 +169,15 @@ class Reader:
             self._environment[name] = self._here(value).strip("'\"")
             self._monkeypatch.setenv(name, self._environment[name])
             return ""
+        program, *arguments = shlex.split(self._here(command))
+        if program in _PROGRAMS and not _SHELL.search(command):
+            script = str(Path(sys.executable).with_name(program))
+            process = Forked(
+                _PROGRAMS[program], [script, *arguments], environment=self._environment, directory=self._checkout
+            )
+            code, out, err = process.output()
+            assert code == 0, f"{self._page}: $ {command}\n{out}{err}"
+            return out + err
         done = subprocess.run(
             ["bash", "-c", self._here(_INSTEAD.get(command, command))],
             cwd=self._checkout,

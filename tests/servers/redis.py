@@ -275,16 +275,19 @@ class GivenRedis:
 def empty_redis_database(server: Redis | GivenRedis) -> Iterator[str]:
     """The URL of a database that is empty, and is emptied again afterwards; no other is touched."""
     server.databases.rotate()
-    url = next((url for url in map(server.url_for, server.databases) if _is_empty(url)), None)
-    if url is None:
+    database = next((number for number in server.databases if _is_empty(server.url_for(number))), None)
+    if database is None:
         numbers = ", ".join(map(str, sorted(server.databases))) or "none"
         raise ServerUnavailableError(
             f"{server!r} has no empty database among those for this process ({numbers}), and one that is not empty "
             "is nobody's to flush: empty one, or test with fewer processes (pytest -n)"
         )
+    server.databases.remove(database)  # who asks next gets another, though nothing is written to this one yet
+    url = server.url_for(database)
     try:
         yield url
     finally:
+        server.databases.appendleft(database)
         with connect_redis(url) as client:
             client.flushdb()
 
