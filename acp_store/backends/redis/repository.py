@@ -95,8 +95,8 @@ class RedisRepository(Repository):
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """All but `TRANSACTIONS`."""
-        return frozenset(Capability) - {Capability.TRANSACTIONS}
+        """All but `TRANSACTIONS` and `AUDIT`."""
+        return frozenset(Capability) - {Capability.TRANSACTIONS, Capability.AUDIT}
 
     @property
     def limits(self) -> Limits:
