@@ -6,6 +6,7 @@
     ├── PayloadError              the given value cannot be stored           (also a ValueError)
     ├── ConflictError             what is stored does not allow this write
     ├── SchemaError               the database's tables are absent, older or newer
+    ├── EvidenceError             what should prove that nothing was changed does not
     ├── UnsupportedError          this backend does not have that ability    (also a NotImplementedError)
     └── BackendUnavailableError   the database cannot be reached in time     (also a ConnectionError)
         ├── ClosedError           this repository was closed
@@ -24,6 +25,7 @@ __all__ = [
     "ClosedError",
     "ConfigurationError",
     "ConflictError",
+    "EvidenceError",
     "MissingExtraError",
     "OutcomeUnknownError",
     "PayloadError",
@@ -87,6 +89,14 @@ class SchemaError(AcpStoreError):
         super().__init__(message)
         self.found = found
         self.needed = needed
+
+
+class EvidenceError(AcpStoreError):
+    """What should prove that nothing was changed does not prove it.
+
+    A checkpoint or a bundle was changed, is incomplete, is none at all, or was signed with another key;
+    or a checkpoint is wanted of what is not as it was recorded. The message says which.
+    """
 
 
 class UnsupportedError(AcpStoreError, NotImplementedError):

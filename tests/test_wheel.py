@@ -73,4 +73,4 @@ def test_the_wheel_migrates(installed: Path, empty_url: str) -> None:
 def test_the_wheel_has_the_command(installed: Path, empty_sqlite_url: str) -> None:
     """``acp-store db`` works from an installed wheel."""
     _python(installed, "-m", "acp_store.cli", "db", "upgrade", DATABASE_URL=empty_sqlite_url)
-    assert "0001" in _python(installed, "-m", "acp_store.cli", "db", "current", DATABASE_URL=empty_sqlite_url)
+    assert REVISION in _python(installed, "-m", "acp_store.cli", "db", "current", DATABASE_URL=empty_sqlite_url)

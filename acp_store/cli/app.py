@@ -17,7 +17,7 @@ from traceback import extract_tb
 import typer
 from typer.main import get_command
 
-from acp_store.cli import db, queries, transfer
+from acp_store.cli import audit, db, queries, transfer
 from acp_store.cli.command import group, shared_options
 from acp_store.cli.output import print_error
 from acp_store.errors import AcpStoreError
@@ -35,6 +35,7 @@ app = group(
 )
 app.callback()(shared_options)
 app.add_typer(db.app, name="db")
+app.add_typer(audit.app, name="audit")
 app.add_typer(transfer.app)
 app.add_typer(queries.app)
 

@@ -243,6 +243,8 @@ def time_of(value: datetime | None) -> str | None:
 def progress(what: str, total: float | None = None, *, hidden: bool = False) -> Iterator[Callable[[float], object]]:
     """Show a progress bar on stderr, where that is a terminal; yields the function that advances it.
 
+    Where stdout is a terminal too, what `print_line` prints meanwhile stands above the bar.
+
     Args:
         what: What is being done.
         total: How far the bar goes; None where nobody knows.
@@ -256,6 +258,7 @@ def progress(what: str, total: float | None = None, *, hidden: bool = False) -> 
 
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bar:
+    above = sys.stdout.isatty()
+    with Progress(*columns, console=console, transient=True, redirect_stdout=above, redirect_stderr=False) as bar:
         task = bar.add_task(what, total=total)
         yield lambda amount: bar.advance(task, amount)

@@ -20,6 +20,7 @@ from acp_store import (
     RedisRepository,
     Repository,
     SQLRepository,
+    audit,
     errors,
     migrate,
     open_async_repository,
@@ -116,9 +117,10 @@ def signatures() -> list[str]:
         if not hasattr(Repository, name) and name not in OF_FORKS
     ]
     found += [
-        shown(getattr(migrate, name), name)
-        for name in migrate.__all__
-        if inspect.isfunction(getattr(migrate, name)) and name != "include_object"
+        shown(getattr(module, name), name)
+        for module in (migrate, audit)
+        for name in module.__all__
+        if inspect.isfunction(getattr(module, name)) and name != "include_object"
     ]
     for value in map(acp_store.__dict__.get, acp_store.__all__):
         if inspect.isclass(value) and issubclass(value, BaseModel):
@@ -164,7 +166,7 @@ def test_every_option_is_documented(value: Callable[..., Any], option: str) -> N
     assert re.search(rf"^\| `{option}` \| ", section("api", shown(value, value.__name__)), re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", [*acp_store.__all__, *migrate.__all__])
+@pytest.mark.parametrize("name", [*acp_store.__all__, *migrate.__all__, *audit.__all__])
 def test_every_name_is_documented(name: str) -> None:
     """The reference mentions each public name."""
     assert re.search(rf"[`.]{name}\b", text_of("api"))

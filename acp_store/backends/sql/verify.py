@@ -34,7 +34,7 @@ from acp_store.verifying import (
 
 __all__ = ["all_facts", "facts", "verify_run"]
 
-PAGE_ROWS: Final = 500
+PAGE_ROWS: Final = 200
 RUNS_IN_A_SNAPSHOT: Final = 200
 
 _TimeOut: TypeAlias = Callable[[Any], datetime]
@@ -81,7 +81,14 @@ def facts(
         upto: Only ids up to this one, itself included.
     """
     bounds = {name: value for name, value in (("only", only), ("after", after), ("upto", upto)) if value is not None}
-    return heapq.merge(*(_read(bind, dialect.time_out, source, bounds) for source in _SOURCES), key=place_of)
+
+    def time_out(value: Any) -> datetime:
+        time = dialect.time_out(value)
+        if dialect.time_in(time) != value:
+            raise ValueError(value)  # on SQLite a text, which others may read as another time
+        return time
+
+    return heapq.merge(*(_read(bind, time_out, source, bounds) for source in _SOURCES), key=place_of)
 
 
 @dataclass(frozen=True, eq=False)
