@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from acp_store.models import REVISION
+
 ROOT = Path(__file__).parents[1]
 
 
