@@ -51,12 +51,10 @@ class EventText(NamedTuple):
     until_seq: str
     end: str
 
-    def digest(self, previous: bytes | None, recorded_at: datetime, seq: int) -> bytes:
-        """Return the event's digest."""
-        text = (
-            f"{self.until_previous}{_hex(previous)}{self.until_time}{time_text(recorded_at)}{self.until_seq}{seq}"
-            f"{self.end}"
-        )
+    def digest(self, previous: bytes | None, recorded_at: str, seq: int) -> bytes:
+        """Return the event's digest; `recorded_at` is the `time_text` of its time."""
+        until_previous, until_time, until_seq, end = self
+        text = f"{until_previous}{_hex(previous)}{until_time}{recorded_at}{until_seq}{seq}{end}"
         return hashlib.sha256(text.encode()).digest()
 
 
@@ -145,8 +143,8 @@ def erased_payload(event_type: str) -> str:
 
 def time_text(value: datetime) -> str:
     """Return a time as it stands in a canonical text."""
-    value = value.astimezone(UTC)
-    return f"{value.year:04}-{value:%m-%dT%H:%M:%S.%f}Z"
+    text = value.astimezone(UTC).isoformat()
+    return text.replace("+00:00", "Z" if value.microsecond else ".000000Z")
 
 
 _ESCAPE: Final = "\u2400"

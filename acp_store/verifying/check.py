@@ -207,7 +207,7 @@ class Check:
             unchained = _pinned(unchained, values)
         else:
             text = event_text(fact.id, fact.event_type, fact.key, fact.who, fact.payload_digest)
-            if fact.seq == expected and text.digest(previous, fact.recorded_at, fact.seq) != fact.digest:
+            if fact.seq == expected and text.digest(previous, time_text(fact.recorded_at), fact.seq) != fact.digest:
                 self._wrong(_EVENT_NOT_AS_RECORDED, fact.seq)
             previous = fact.digest
         self._events = EventMark(fact.id, fact.seq, previous, unchained)

@@ -17,6 +17,7 @@ from acp_store.chain import (
     erasure_digest,
     event_text,
     status_text,
+    time_text,
     tombstone_digest,
 )
 from acp_store.verifying import (
@@ -102,7 +103,7 @@ class Story:
             payload, payload_digest = each.payload, digest_of_payload(salt, each.payload)
             if each.chained:
                 text = event_text(RUN, each.event_type, each.key, each.who, payload_digest)
-                digest = last = text.digest(last, each.at, seq)
+                digest = last = text.digest(last, time_text(each.at), seq)
             if seq in self.erased:
                 who = self.erased[seq]
                 payload = erased_payload(each.event_type)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, ClassVar, Final, Protocol, TypeAlias
+from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeAlias
 
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.pool import PoolProxiedConnection
@@ -84,8 +84,7 @@ class EngineOptions:
             raise ConfigurationError(f"pool_size={self.pool_size!r}: at least 1 is wanted")
 
 
-@dataclass(frozen=True, slots=True)
-class NewEvent:
+class NewEvent(NamedTuple):
     """An event as it is written.
 
     Attributes:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from acp_store.backends.sql import statements
 from acp_store.backends.sql.dialect import Bind, NewEvent
 from acp_store.backends.sql.prepared import Prepared, Values
+from acp_store.chain import time_text
 
 __all__ = ["Numbers", "take_numbers"]
 
@@ -41,7 +42,7 @@ def take_numbers(
     """
     ((last, recorded_at, digest),) = unit.write(advance, {**values, "count": len(events)})
     first = last - len(events) + 1
-    time = time_out(recorded_at)
+    time = time_text(time_out(recorded_at))
     digests: list[bytes | None] = []
     for seq, event in enumerate(events, first):
         if event.text is None:

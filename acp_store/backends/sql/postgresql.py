@@ -258,19 +258,22 @@ class PostgreSQL(SQLDialect):
         return bind.write(statement, {**values, "messages": "[" + ",".join(messages) + "]"})[0]
 
     def append_event(self, bind: Bind, run_id: str, event: NewEvent, who: Stamp) -> Row:
+        event_type, payload, key, salt, payload_digest, text = event
         values = {
             "run_id": run_id,
             "count": 1,
-            "event_type": event.event_type,
-            "payload": event.payload,
-            "key": event.key,
-            "salt": event.salt,
-            "payload_digest": event.payload_digest,
-            **who._asdict(),
+            "event_type": event_type,
+            "payload": payload,
+            "key": key,
+            "salt": salt,
+            "payload_digest": payload_digest,
+            "actor": who.actor,
+            "reason": who.reason,
+            "trace_id": who.trace_id,
         }
-        if event.text is not None:
-            values |= pg.pieces(event.text)
-        return bind.write(bind.prepare(pg.append_event, event.text is not None), values)[0]
+        if text is not None:
+            values |= pg.pieces(text)
+        return bind.write(bind.prepare(pg.append_event, text is not None), values)[0]
 
     def append_events(self, bind: Bind, run_id: str, events: Sequence[NewEvent], who: Stamp) -> Row:
         values = {

@@ -47,6 +47,7 @@ __all__ = [
 
 _CLOCK: Final = func.clock_timestamp()
 _ONE: Final = literal_column("1", BigInteger)
+_PIECES: Final = {kind: [f"chain_{name}" for name in kind._fields] for kind in (EventText, StatusText)}
 
 
 def call(function: str, schema: str | None) -> sa.Select[Any]:
@@ -79,7 +80,7 @@ def _now(stored: ColumnElement[Any] | None) -> ColumnElement[Any]:
 
 def pieces(text: EventText | StatusText) -> dict[str, str]:
     """Return the parameters of a statement that makes the digest of this text."""
-    return {f"chain_{name}": piece for name, piece in text._asdict().items()}
+    return dict(zip(_PIECES[type(text)], text, strict=True))
 
 
 def _piece(name: str) -> ColumnElement[Any]:

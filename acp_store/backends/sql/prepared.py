@@ -31,16 +31,14 @@ class Prepared:
         self.sql = compiled.string
         self.returns_rows = isinstance(compiled.statement, SelectBase) or bool(compiled.effective_returning)
         self._positional = compiled.positional
-        self._names = tuple(compiled.positiontup or () if compiled.positional else compiled.binds)
+        self._names = tuple(compiled.positiontup or ())
         self._constants = {name: bind.value for name, bind in compiled.binds.items() if not bind.required}
 
     def parameters(self, values: Values) -> Parameters:
-        """Return the driver's parameters for these values; every name must be in `values`."""
+        """Return the driver's parameters for these values; every name must be in `values`, others may be."""
         if self._constants:
             values = {**self._constants, **values}
-        if self._positional:
-            return [values[name] for name in self._names]
-        return {name: values[name] for name in self._names}
+        return [values[name] for name in self._names] if self._positional else values
 
 
 class Preparer:
