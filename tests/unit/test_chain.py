@@ -46,7 +46,8 @@ def test_an_events_digest(
         "previous": hex_of(previous),
         **who._asdict(),
     }
-    assert chain.event_text(run_id, event_type, key, who, payload).digest(previous, chain.time_text(time), seq) == sha256(facts)
+    text = chain.event_text(run_id, event_type, key, who, payload)
+    assert text.digest(previous, chain.time_text(time), seq) == sha256(facts)
 
 
 @given(st.tuples(TEXTS, MAYBE, TEXTS, WHO), st.none() | DIGESTS, TIMES, NUMBERS)
