@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from acp_store.cli.command import Shared, command, group
-from acp_store.cli.output import flush, print_json, print_line, print_table, print_warning, progress, write
+from acp_store.cli.output import confirm, flush, print_json, print_line, print_table, print_warning, progress, write
 from acp_store.errors import AcpStoreError, ConfigurationError, EvidenceError
 
 if TYPE_CHECKING:
@@ -169,6 +169,41 @@ def verify_bundle(
     else:
         print_table([(name, value) for name, value in row.items() if value is not None], ("", ""), whole=("",))
     if not report.ok:
+        raise typer.Exit(1)
+
+
+@command(app, "erase")
+def erase(
+    shared: Shared,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The run")],
+    seqs: Annotated[list[int], typer.Argument(metavar="SEQ...", help="The numbers of the events")],
+    *,
+    by: Annotated[str, typer.Option("--actor", metavar="NAME", help="Who erases them")],
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask [default: ask]")] = False,
+) -> None:
+    """Erase the payloads of events for good. Who did it, when and why is on record, and the run still verifies.
+
+    Asks first; without a terminal to ask on, it refuses unless --yes is given. Exits with 1 if one of the
+    events is not there, or was erased before; the others are erased.
+    """
+    from acp_store.actors import actor
+
+    if not yes and not sys.stdin.isatty():
+        raise AcpStoreError("an erased payload is gone for good and there is no terminal to ask on: say --yes")
+    who = actor(by, reason=reason)
+    with shared.open() as repository:
+        if not yes and not confirm(f"Erase {len(seqs)} payloads of run {run}? They will be gone for good."):
+            raise AcpStoreError("nothing was changed")
+        with who:
+            rows = [{"run_id": run, "seq": seq, "erased": repository.erase_event(run, seq)} for seq in seqs]
+    if shared.as_json:
+        for row in rows:
+            print_json(row)
+    else:
+        states = {True: "erased", False: "not there, or erased before"}
+        print_table([(row["seq"], states[bool(row["erased"])]) for row in rows], ("SEQ", ""))
+    if not all(row["erased"] for row in rows):
         raise typer.Exit(1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing, contextmanager
 from datetime import UTC, date, datetime
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from psycopg import sql
 from psycopg.types.json import set_json_loads
@@ -15,20 +15,7 @@ from tests.servers import connect
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["VIEWS", "Database", "open_database"]
-
-VIEWS: Final = (
-    "audit_runs",
-    "audit_events",
-    "audit_messages",
-    "audit_tool_calls",
-    "audit_status_history",
-    "audit_sessions",
-    "audit_deletions",
-    "audit_daily",
-    "audit_late_changes",
-    "audit_erasures",
-)
+__all__ = ["Database", "open_database"]
 
 
 class Database:

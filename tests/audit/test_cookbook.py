@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from psycopg import sql
 
-from tests.audit.databases import VIEWS, Database, open_database
+from acp_store.models import VIEWS
+from tests.audit.databases import Database, open_database
 from tests.audit.story import write_story
 from tests.conftest import _database
 from tests.docs.pages import PAGES, blocks_of

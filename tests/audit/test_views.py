@@ -15,7 +15,8 @@ from psycopg import sql
 from sqlalchemy import make_url
 
 from acp_store import actor, migrate, open_repository
-from tests.audit.databases import VIEWS, Database, open_database, plain
+from acp_store.models import VIEWS
+from tests.audit.databases import Database, open_database, plain
 from tests.conftest import _database
 from tests.docs.pages import ROOT
 from tests.servers import connect

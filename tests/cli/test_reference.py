@@ -47,6 +47,7 @@ def test_every_command_is_in_the_reference(script: ModuleType) -> None:
         "audit checkpoint",
         "audit bundle",
         "audit verify-bundle",
+        "audit erase",
         "import",
         "export",
         "copy",

@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import inspect, text
 
 from acp_store import Message, Run, actor, migrate, open_repository
+from acp_store.models import VIEWS
 from acp_store.repository import Repository
 from tests.hosts import host_engine
 from tests.servers import connect
@@ -29,10 +30,6 @@ TABLES = {
     "acp_events": "run_id, seq",
     "acp_event_heads": "run_id",
 }
-VIEWS = (
-    *("audit_runs", "audit_events", "audit_messages", "audit_tool_calls", "audit_status_history"),
-    *("audit_sessions", "audit_deletions", "audit_daily", "audit_late_changes", "audit_erasures"),
-)
 RUNS = 6  # of which one has only events
 
 

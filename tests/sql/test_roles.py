@@ -21,9 +21,9 @@ from acp_store import (
     migrate,
     open_repository,
 )
-from acp_store.backends.sql.rights import FUNCTIONS, VIEWS, WRITER
+from acp_store.backends.sql.rights import FUNCTIONS, WRITER
 from acp_store.backends.sql.roles import Roles, apply_roles, roles_sql
-from acp_store.models import Base
+from acp_store.models import VIEWS, Base
 from acp_store.testing import factories as make
 from tests.servers import Postgres
 from tests.sql.roles import ODD_SCHEMA, Place, new_place

@@ -8,7 +8,8 @@ from typing import Final
 
 from psycopg.sql import Literal
 
-from acp_store.backends.sql.rights import FUNCTIONS, VIEWS, WRITER, quote
+from acp_store.backends.sql.rights import FUNCTIONS, WRITER, quote
+from acp_store.models import VIEWS
 
 __all__ = ["grants"]
 

@@ -19,7 +19,7 @@ from acp_store.models import (
     TombstoneRow,
 )
 
-__all__ = ["FUNCTIONS", "VIEWS", "WRITER", "quote"]
+__all__ = ["FUNCTIONS", "WRITER", "quote"]
 
 _READ: Final = ("SELECT",)
 _APPEND: Final = ("SELECT", "INSERT")
@@ -44,20 +44,6 @@ FUNCTIONS: Final = (
     "acp_erase_event(text, bigint, text, text, text)",
 )
 """The functions that delete and erase with the rights of their owner, with the types of their parameters."""
-
-VIEWS: Final = (
-    "audit_daily",
-    "audit_deletions",
-    "audit_erasures",
-    "audit_events",
-    "audit_late_changes",
-    "audit_messages",
-    "audit_runs",
-    "audit_sessions",
-    "audit_status_history",
-    "audit_tool_calls",
-)
-"""The views that an auditor reads."""
 
 # "named", as that of a driver with percent signs for parameters would double those in a name.
 _preparer: Final = PGDialect(paramstyle="named").identifier_preparer  # type: ignore[no-untyped-call]  # untyped there
