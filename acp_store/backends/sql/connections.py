@@ -88,18 +88,18 @@ class PoolBind:
 
     @contextmanager
     def unit(self) -> Iterator[Bind]:
-        with self._dialect.writing(self._engine), self._transaction(self._dialect.begin) as unit:
+        with self._dialect.writing(self._engine), self._transaction(self._dialect.begin, writes=True) as unit:
             yield unit
         for run_id in unit.changed:
             self.notify(run_id)
 
     @contextmanager
     def snapshot(self) -> Iterator[Bind]:
-        with self._dialect.reading(self._engine), self._transaction(self._dialect.begin_snapshot) as unit:
+        with self._dialect.reading(self._engine), self._transaction(self._dialect.begin_snapshot, writes=False) as unit:
             yield unit
 
     @contextmanager
-    def _transaction(self, begin: str) -> Iterator[_UnitBind]:
+    def _transaction(self, begin: str, *, writes: bool) -> Iterator[_UnitBind]:
         dialect = self._dialect
         connection = self._check_out()
         try:
@@ -108,7 +108,10 @@ class PoolBind:
             unit.execute(begin)
             try:
                 yield unit
-                dialect.commit(cursor)
+                if writes:
+                    dialect.commit(cursor)
+                else:
+                    dialect.roll_back(connection)
             except BaseException:
                 dialect.roll_back(connection)
                 raise
