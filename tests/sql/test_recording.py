@@ -262,3 +262,33 @@ def test_a_keyed_event_that_is_there_changes_no_digest(file_url: str, engine: En
         with ORMSession(engine) as db:
             assert db.execute(select(EventHeadRow.last_seq, EventHeadRow.digest)).one() == before
         assert repository.verify("r").ok
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "seq", "version"),
+    [
+        ("update acp_events set recorded_at = 'infinity' where seq = 2", "acp_events has a value", 2, None),
+        ("update acp_events set recorded_at = '12000-01-01' where seq = 2", "acp_events has a value", 2, None),
+        ("update acp_run_status_history set changed_at = '-infinity'", "acp_run_status_history has", None, 1),
+        ("update acp_event_heads set recorded_at = 'infinity'", "the head knows another time", 3, None),
+        ("update acp_tombstones set deleted_at = 'infinity'", "acp_tombstones has a value", None, None),
+    ],
+)
+def test_a_time_that_python_has_not_is_found(
+    postgres_url: str, change: str, what: str, seq: int | None, version: int | None
+) -> None:
+    """A time beyond the driver's reach is named like any other change, and fails nothing."""
+    from tests.hosts import host_engine
+
+    with open_repository(postgres_url) as repository:
+        repository.save_run(Run(run_id="r", agent_name="a"))
+        repository.delete_run("r")
+        repository.save_run(Run(run_id="r", agent_name="a"))
+        repository.add_events("r", [{"type": "generic"}] * 3)
+        engine = host_engine(postgres_url)
+        with engine.begin() as connection:
+            connection.execute(text(change))
+        engine.dispose()
+        problem = repository.verify("r").problems[0]
+    assert what in problem.what
+    assert (problem.seq, problem.version) == (seq, version)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeAlias
 
-from sqlalchemy import URL, Connection, Engine
+from sqlalchemy import URL, ColumnElement, Connection, Engine
 from sqlalchemy.pool import PoolProxiedConnection
 
 from acp_store.actors import Stamp
@@ -222,6 +222,10 @@ class SQLDialect(ABC):
     @abstractmethod
     def time_out(self, value: Any) -> datetime:
         """Return a time the driver gave, aware, in UTC."""
+
+    @abstractmethod
+    def readable_time(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        """Return a column of times, with NULL for one that the driver fails to read."""
 
     @abstractmethod
     def save_run(

@@ -20,6 +20,7 @@ from psycopg.abc import PQGen
 from psycopg.pq import ConnStatus, TransactionStatus
 from sqlalchemy import (
     URL,
+    ColumnElement,
     Connection,
     Engine,
     Text,
@@ -221,6 +222,9 @@ class PostgreSQL(SQLDialect):
                 f"PostgreSQL: {text}; the write may be committed or not: repeat it only with a key or expected_version"
             )
         return BackendUnavailableError(f"PostgreSQL: {text}")
+
+    def readable_time(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        return pg.readable_time(column)
 
     def save_run(
         self, bind: Bind, values: Values, *, expected: int | None, force: bool, text: StatusText | None

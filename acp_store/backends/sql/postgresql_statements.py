@@ -14,6 +14,7 @@ from sqlalchemy import (
     LargeBinary,
     Text,
     bindparam,
+    case,
     cast,
     func,
     insert,
@@ -40,6 +41,7 @@ __all__ = [
     "call_for_all",
     "pieces",
     "put_events",
+    "readable_time",
     "save_changed_messages",
     "save_run",
     "save_session",
@@ -70,6 +72,13 @@ def call_for_all(function: str, ids: Callable[[], Any], schema: str | None) -> s
 def _function(name: str, schema: str | None, *arguments: ColumnElement[Any]) -> Function[Any]:
     # SQLAlchemy puts the arguments in with the % operator, which would take a sign of the name's for its own.
     return Function(name, *arguments, packagenames=(schema.replace("%", "%%"),) if schema else ())
+
+
+def readable_time(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return a column of times, with NULL where Python has no such time: infinity, or a year of five digits."""
+    first: ColumnElement[Any] = literal_column("TIMESTAMPTZ '0001-01-02 00:00:00Z'")
+    last: ColumnElement[Any] = literal_column("TIMESTAMPTZ '9999-12-31 00:00:00Z'")
+    return case((column.between(first, last), column))
 
 
 def _now(stored: ColumnElement[Any] | None) -> ColumnElement[Any]:

@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 import sqlalchemy as sa
 from sqlalchemy import (
     URL,
+    ColumnElement,
     Connection,
     Engine,
     event,
@@ -198,6 +199,9 @@ class SQLite(SQLDialect):
         if isinstance(driver, (sqlite3.DataError, OverflowError, UnicodeEncodeError)):
             return PayloadError(f"SQLite cannot store this value: {text}")
         return BackendUnavailableError(f"SQLite: {text}")
+
+    def readable_time(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        return column
 
     def save_run(
         self, bind: Bind, values: Values, *, expected: int | None, force: bool, text: StatusText | None

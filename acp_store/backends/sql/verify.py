@@ -16,7 +16,7 @@ from acp_store.backends.sql import statements
 from acp_store.backends.sql.dialect import Bind, SQLDialect
 from acp_store.backends.sql.prepared import Row
 from acp_store.models import ErasureRow, EventHeadRow, EventRow, RunRow, RunStatusRow, TombstoneRow
-from acp_store.models.base import Name
+from acp_store.models.base import Name, UTCDateTime
 from acp_store.records import Problem, Verification
 from acp_store.verifying import (
     BrokenFact,
@@ -83,12 +83,14 @@ def facts(
     bounds = {name: value for name, value in (("only", only), ("after", after), ("upto", upto)) if value is not None}
 
     def time_out(value: Any) -> datetime:
+        if value is None:
+            raise ValueError(value)  # of a time that no Python has
         time = dialect.time_out(value)
         if dialect.time_in(time) != value:
             raise ValueError(value)  # on SQLite a text, which others may read as another time
         return time
 
-    return heapq.merge(*(_read(bind, time_out, source, bounds) for source in _SOURCES), key=place_of)
+    return heapq.merge(*(_read(bind, dialect, time_out, source, bounds) for source in _SOURCES), key=place_of)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,11 +102,13 @@ class _Source:
     fact: Callable[[Row, _TimeOut], Fact]
 
 
-def _read(bind: Bind, time_out: _TimeOut, source: _Source, bounds: dict[str, str]) -> Iterator[Fact]:
+def _read(
+    bind: Bind, dialect: SQLDialect, time_out: _TimeOut, source: _Source, bounds: dict[str, str]
+) -> Iterator[Fact]:
     values: dict[str, Any] = {**bounds, "limit": PAGE_ROWS}
     continued = False
     while True:
-        rows = bind.read(bind.prepare(_page, source, frozenset(bounds), continued), values)
+        rows = bind.read(bind.prepare(_page, source, dialect, frozenset(bounds), continued), values)
         for row in rows:
             yield _fact(source, row, time_out)
         if len(rows) < PAGE_ROWS:
@@ -125,7 +129,7 @@ def _fact(source: _Source, row: Row, time_out: _TimeOut) -> Fact:
     return BrokenFact(id_ if isinstance(id_, str) else repr(id_), source.key[0].class_.__tablename__, **place)
 
 
-def _page(source: _Source, bounds: frozenset[str], continued: bool) -> Executable:
+def _page(source: _Source, dialect: SQLDialect, bounds: frozenset[str], continued: bool) -> Executable:
     id_ = source.key[0]
     known = {
         "only": id_ == bindparam("only", type_=Name()),
@@ -137,7 +141,11 @@ def _page(source: _Source, bounds: frozenset[str], continued: bool) -> Executabl
         last = [bindparam(f"key_{place}", type_=column.type) for place, column in enumerate(source.key)]
         conditions.append(tuple_(*source.key) > tuple_(*last))
     limit = bindparam("limit", type_=BigInteger)
-    return select(*source.key, *source.others).where(*conditions).order_by(*source.key).limit(limit)
+    columns = [
+        dialect.readable_time(column) if isinstance(column.type, UTCDateTime) else column  # type: ignore[arg-type]
+        for column in (*source.key, *source.others)
+    ]
+    return select(*columns).where(*conditions).order_by(*source.key).limit(limit)
 
 
 def _stamp(row: Any) -> tuple[Any, ...]:
