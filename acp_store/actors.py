@@ -6,7 +6,7 @@ import sys
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeAlias
 
 from acp_store.checks import check_name, check_text
 
@@ -45,13 +45,21 @@ class Actor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        inside = _entered.get()
-        if inside is not None:
-            _entered.set(inside[1])
+        _entered.set(_without(self, _entered.get()))
 
 
-# What was entered last, and what was in force before it.
-_entered: ContextVar[tuple[Actor, Any] | None] = ContextVar("acp_store_actor", default=None)
+_Entered: TypeAlias = "tuple[Actor, _Entered] | None"
+"""What was entered last, and what was in force before it."""
+
+_entered: ContextVar[_Entered] = ContextVar("acp_store_actor", default=None)
+
+
+def _without(who: Actor, entered: _Entered) -> _Entered:
+    """Take out what was entered last of this actor: a generator may end its block inside of someone else's."""
+    if entered is None:
+        return None
+    last, before = entered
+    return before if last is who else (last, _without(who, before))
 
 
 def actor(name: str, *, reason: str | None = None, trace_id: str | None = None) -> Actor:
@@ -102,5 +110,8 @@ def stamp() -> Stamp:
 
 
 def _trace_id_of_span(traces: Any) -> str | None:
-    context = traces.get_current_span().get_span_context()
+    get_current_span = getattr(traces, "get_current_span", None)
+    if get_current_span is None:  # another thread imports it just now
+        return None
+    context = get_current_span().get_span_context()
     return f"{context.trace_id:032x}" if context.is_valid else None

@@ -355,7 +355,9 @@ class Repository(ABC):
         Finds every edit, deletion, cut tail, swap and repeat that was made behind the repository's back,
         but not a chain that someone has computed anew: for that, compare with a checkpoint
         (``acp-store audit checkpoint``, docs/explanation/tamper-evidence.md). Reads the run once, in
-        pages, as of one moment.
+        pages, as of one moment; inside of a `transaction`, and on a caller's connection, as far as that
+        transaction shows one: on PostgreSQL not at READ COMMITTED, where what others write meanwhile may
+        look like a change.
 
         Returns:
             What was found; its `ok` says whether all is as it was recorded.

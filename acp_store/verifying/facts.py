@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Any, Final, NamedTuple, TypeAlias, get_args, get_type_hints
 
@@ -191,11 +192,19 @@ def place_of(item: Fact | Mark) -> tuple[str, int, int, int]:
 
 
 def is_sound(fact: Fact) -> bool:
-    """Whether each value is of its type, which SQLite does not see to."""
+    """Whether each value is of its type, and each text is one, which SQLite does not see to."""
     types = _TYPES[type(fact)]
-    return all(map(isinstance, fact, types)) and (
-        Stamp not in types or all(value is None or isinstance(value, str) for value in fact.who)  # type: ignore[union-attr]  # has it
+    values = [*fact]
+    if Stamp in types:
+        values += fact.who  # type: ignore[union-attr]  # it has one
+        if not all(value is None or isinstance(value, str) for value in fact.who):  # type: ignore[union-attr]
+            return False
+    return all(map(isinstance, fact, types)) and not any(
+        isinstance(value, str) and not value.isascii() and _SURROGATE.search(value) for value in values
     )
+
+
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 _TYPES: Final[dict[type, tuple[Any, ...]]] = {kind: tuple(get_type_hints(kind).values()) for kind in get_args(Fact)}

@@ -22,7 +22,7 @@ STRING = "coalesce(to_json({0}::text)::text, 'null')"
 HEX = "coalesce('\"' || encode({0}, 'hex') || '\"', 'null')"
 MOMENT = "to_char({0} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
 # U+2400, written so that a database with another encoding than UTF-8 can be upgraded, if not used.
-DOUBLED = "convert_from('\\xe29080', 'UTF8')"
+DOUBLED = r"convert_from(E'\\xe29080', 'UTF8')"
 LENGTH = "CASE WHEN json_typeof({0}) = 'array' THEN json_array_length({0}) ELSE 0 END"
 
 TOMBSTONE = f"""

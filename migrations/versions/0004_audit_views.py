@@ -457,13 +457,20 @@ def audit_erasures(d: Dialect) -> str:
 
 
 def audit_late_changes(d: Dialect) -> str:
+    # When, who and why a row has of its last save alone.
+    known = {
+        name: f"CASE WHEN r.output_version = r.version THEN r.{name} END" for name in ("updated_at", "actor", "reason")
+    }
+    ends = "('completed', 'failed', 'cancelled')"
     return f"""
     SELECT r.run_id, r.agent_name, r.status, r.finished_at, r.finished_version,
-        r.output_version AS changed_version, r.updated_at AS changed_at, r.actor, r.reason
+        r.output_version AS changed_version, {known["updated_at"]} AS changed_at,
+        {known["actor"]} AS actor, {known["reason"]} AS reason
     FROM (
-        SELECT r.run_id, r.agent_name, r.status, r.finished_at, r.output_version, r.updated_at, r.actor, r.reason, (
+        SELECT r.run_id, r.agent_name, r.status, r.finished_at,
+            r.output_version, r.version, r.updated_at, r.actor, r.reason, (
             SELECT max(h.version) FROM {d.prefix}acp_run_status_history AS h
-            WHERE h.run_id = r.run_id AND h.to_status IN ('completed', 'failed', 'cancelled')
+            WHERE h.run_id = r.run_id AND h.to_status IN {ends} AND coalesce(h.from_status, '') NOT IN {ends}
         ) AS finished_version
         FROM {d.prefix}acp_runs AS r
     ) AS r

@@ -386,24 +386,35 @@ def test_sessions(file_url: str) -> None:
 
 
 def test_late_changes(file_url: str) -> None:
-    """A run is late if its output was changed after the save that ended it, not if anything else was."""
+    """A run is late if its output was changed after the save that ended it; who did is told if no save came after."""
     done = {"agent_name": "echo", "status": "completed", "output": [{"role": "agent", "parts": []}]}
     with open_repository(file_url) as repository:
-        for run_id in ("same", "metadata", "changed"):
+        for run_id in ("same", "metadata", "changed", "forced", "saved again", "opened again"):
             repository.save_run({"run_id": run_id, "agent_name": "echo", "status": "created"})
             repository.save_run({"run_id": run_id, **done})
         repository.save_run({"run_id": "same", **done})
         repository.save_run({"run_id": "metadata", **done, "metadata": {"a": 1}})
         with actor("mallory", reason="none"):
             repository.save_run({"run_id": "changed", **done, "output": []})
+            repository.save_run({"run_id": "forced", **done, "status": "failed", "output": []}, force=True)
+            repository.save_run({"run_id": "saved again", **done, "output": []})
+        with actor("alice"):
+            repository.save_run({"run_id": "saved again", **done, "output": [], "metadata": 1})
+        repository.save_run({"run_id": "opened again", **done, "status": "in-progress", "output": []}, force=True)
+        repository.save_run({"run_id": "opened again", **done})
     with open_database(file_url) as database:
         assert database.rows(
             "SELECT run_id, agent_name, status, finished_version, changed_version, actor, reason"
-            " FROM audit_late_changes"
-        ) == [("changed", "echo", "completed", 2, 3, "mallory", "none")]
-        assert database.rows("SELECT changed_at FROM audit_late_changes") == database.rows(
-            "SELECT updated_at FROM acp_runs WHERE run_id = 'changed'"
-        )
+            " FROM audit_late_changes ORDER BY run_id"
+        ) == [
+            ("changed", "echo", "completed", 2, 3, "mallory", "none"),
+            ("forced", "echo", "failed", 2, 3, "mallory", "none"),
+            ("saved again", "echo", "completed", 2, 3, None, None),
+        ]
+        assert database.rows("SELECT changed_at FROM audit_late_changes ORDER BY run_id") == [
+            *database.rows("SELECT updated_at FROM acp_runs WHERE run_id IN ('changed', 'forced') ORDER BY run_id"),
+            (None,),
+        ]
 
 
 @settings(max_examples=25)

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sqlite3
+from contextlib import closing
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session as ORMSession
 
-from acp_store import Message, Run, Session, SQLRepository, actor, open_async_repository, open_repository
+from acp_store import (
+    Message,
+    Problem,
+    Run,
+    Session,
+    SQLRepository,
+    actor,
+    audit,
+    open_async_repository,
+    open_repository,
+)
 from acp_store.models import (
     ErasureRow,
     EventHeadRow,
@@ -292,3 +306,43 @@ def test_a_time_that_python_has_not_is_found(
         problem = repository.verify("r").problems[0]
     assert what in problem.what
     assert (problem.seq, problem.version) == (seq, version)
+
+
+@pytest.mark.parametrize(
+    ("change", "seq", "version"),
+    [
+        ("update acp_events set actor = cast(x'ff' as text) where seq = 2", 2, None),
+        ("update acp_events set payload = cast(x'ff' as text) where seq = 2", 2, None),
+        ("update acp_events set payload = x'ff' where seq = 2", 2, None),
+        ("update acp_run_status_history set to_status = cast(x'ff' as text)", None, 1),
+        ("update acp_runs set status = cast(x'ff' as text)", None, None),
+        ("update acp_tombstones set reason = cast(x'ff' as text)", None, None),
+    ],
+)
+def test_text_that_is_none_is_found(sqlite_url: str, change: str, seq: int | None, version: int | None) -> None:
+    """Bytes that are no UTF-8, which SQLite takes for text, are named like any other change, and fail nothing."""
+    with open_repository(sqlite_url) as repository:
+        repository.save_run(Run(run_id="r", agent_name="a"))
+        repository.delete_run("r")
+        repository.save_run(Run(run_id="r", agent_name="a"))
+        repository.add_events("r", [{"type": "generic"}] * 3)
+        with closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))) as db, db:
+            db.execute(change)
+        problem = repository.verify("r").problems[0]
+        assert (problem.seq, problem.version) == (seq, version)
+        assert problem.run_id == "r"
+        str(problem).encode()
+
+
+def test_a_run_id_that_is_none_is_found(sqlite_url: str) -> None:
+    """A run whose id is no text any more can be named and printed."""
+    with open_repository(sqlite_url) as repository:
+        repository.add_events("r", [{"type": "generic"}] * 3)
+        with closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))) as db, db:
+            db.execute("update acp_events set run_id = cast(x'72ff' as text) where seq = 2")
+        found: list[Problem] = []
+        summary = audit.verify(repository, found=found.append)
+    assert not summary.ok
+    for problem in found:
+        json.dumps(asdict(problem)).encode()
+    assert "r\\udcff" in {problem.run_id for problem in found}

@@ -417,6 +417,26 @@ def test_a_role_that_could_do_more(hindrance: str, plain: Place) -> None:
         assert admin.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [plain.roles.writer]).fetchone() is None
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("GRANT EXECUTE ON FUNCTION acp_delete_run(text, text, text, text) TO {group}", "may execute"),
+        ("GRANT UPDATE (payload) ON acp_events TO {group}", "may update in acp_events"),
+        ("GRANT SELECT (payload) ON acp_events TO {group}", "may select in acp_events"),
+        ("ALTER FUNCTION acp_delete_session(text, text, text, text) OWNER TO {role}", "owns acp_delete_session"),
+    ],
+)
+def test_a_right_by_another_way(given: str, said: str, plain: Place) -> None:
+    """A function or a single column that a role reaches by a group, or owns, is found too."""
+    group = f"group_{plain.roles.auditor}"
+    with plain.connected() as admin:
+        admin.execute(f"CREATE ROLE {group}")
+        admin.execute(f"CREATE ROLE {plain.roles.auditor} LOGIN IN ROLE {group}")
+        admin.execute(given.format(group=group, role=plain.roles.auditor).encode())
+        with pytest.raises(ConfigurationError, match=f"{plain.roles.auditor} {said}"):
+            plain.apply(writer=plain.roles.writer, auditor=plain.roles.auditor)
+
+
 def test_the_role_of_before_becomes_the_writer(plain: Place) -> None:
     """A role that has done everything so far becomes the writer in one step, once there is another migrator."""
     writer = plain.roles.writer

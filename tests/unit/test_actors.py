@@ -6,6 +6,8 @@ import asyncio
 import contextvars
 import sys
 import threading
+from collections.abc import Generator
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -58,6 +60,30 @@ def test_one_actor_may_be_entered_often() -> None:
         thread.join()
         assert stamp().actor == "alice"
     assert seen == [("alice", None, None), NOBODY]
+    assert stamp() == NOBODY
+
+
+def test_a_block_that_ends_late_takes_only_its_own_actor() -> None:
+    """A generator that ends inside of someone else's block, or never, does not leave its actor to others."""
+
+    def agent() -> Generator[None]:
+        with actor("agent"):
+            yield
+
+    abandoned, started = agent(), agent()
+    next(started)
+    assert stamp().actor == "agent"
+    with actor("alice"):
+        next(abandoned)
+        started.close()
+        assert stamp().actor == "agent"
+        abandoned.close()
+        assert stamp().actor == "alice"
+    left = agent()
+    with actor("bob"):
+        next(left)
+    assert stamp().actor == "agent"
+    left.close()
     assert stamp() == NOBODY
 
 
@@ -140,6 +166,12 @@ def test_the_trace_of_an_active_span_is_taken() -> None:
             assert stamp().trace_id == "mine"
     with trace.use_span(span(1)):
         assert stamp() == (None, None, f"{1:032x}")
+
+
+def test_an_import_of_opentelemetry_under_way_fails_no_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While another thread imports the API, there is no span yet."""
+    monkeypatch.setitem(sys.modules, "opentelemetry.trace", ModuleType("opentelemetry.trace"))
+    assert stamp() == NOBODY
 
 
 def test_without_opentelemetry_nothing_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:

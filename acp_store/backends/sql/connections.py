@@ -107,10 +107,12 @@ class PoolBind:
             unit = _UnitBind(self.prepare, cursor, dialect)
             unit.execute(begin)
             try:
-                yield unit
                 if writes:
+                    yield unit
                     dialect.commit(cursor)
                 else:
+                    with dialect.reading_anything(connection):
+                        yield unit
                     dialect.roll_back(connection)
             except BaseException:
                 dialect.roll_back(connection)

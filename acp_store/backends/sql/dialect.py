@@ -183,6 +183,10 @@ class SQLDialect(ABC):
         """Return the driver's cursor of a connection, set to autocommit."""
 
     @abstractmethod
+    def reading_anything(self, connection: PoolProxiedConnection) -> AbstractContextManager[None]:
+        """Return a context manager in which text that is not UTF-8 fails no read: surrogates stand for its bytes."""
+
+    @abstractmethod
     def give_back(self, connection: PoolProxiedConnection) -> None:
         """Undo what `borrow` set on a connection of someone else's engine."""
 

@@ -136,7 +136,8 @@ BEGIN
                 'or a member of another role'
         WHEN NOT has_schema_privilege(r.oid, t.relnamespace, 'USAGE')
             THEN 'may not use the schema: run this as a role that may grant that'
-        ELSE format('may %s in %s all the same, as a member of another role', lower(p.name), t.name)
+        ELSE format('may %s in %s all the same, as a member of another role or by the grant of one',
+            lower(p.name), t.name)
         END
     INTO problem
     FROM (
@@ -156,11 +157,36 @@ BEGIN
     WHERE NOT pg_has_role(t.relowner, 'USAGE') OR r.rolsuper OR r.joins_any OR pg_has_role(r.oid, t.relowner, 'MEMBER')
         OR has_schema_privilege(r.oid, t.relnamespace, 'CREATE')
         OR NOT has_schema_privilege(r.oid, t.relnamespace, 'USAGE')
-        OR has_table_privilege(r.oid, t.oid, p.name) AND NOT EXISTS (
+        OR CASE WHEN p.name IN ('SELECT', 'INSERT', 'UPDATE', 'REFERENCES')
+            THEN has_any_column_privilege(r.oid, t.oid, p.name) ELSE has_table_privilege(r.oid, t.oid, p.name) END
+        AND NOT EXISTS (
             SELECT FROM aclexplode(t.relacl) AS given
             WHERE given.grantee = r.oid AND given.grantor = t.relowner AND given.privilege_type = p.name
         )
     LIMIT 1;
+    IF problem IS NULL THEN
+        SELECT format('role %I ', r.rolname) || CASE
+            WHEN pg_has_role(r.oid, f.proowner, 'MEMBER')
+                THEN format('owns %s or is a member of its owner: name another role as the migrator', f.name)
+            ELSE format('may execute %s all the same, as a member of another role or by the grant of one', f.name)
+            END
+        INTO problem
+        FROM pg_roles AS r
+        CROSS JOIN (
+            SELECT p.oid, p.proowner, p.proacl, CAST(p.oid AS regprocedure) AS name
+            FROM pg_proc AS p
+            JOIN pg_namespace AS n ON n.oid = p.pronamespace AND n.nspname = {_text(schema)}
+            WHERE p.proname IN ({_FUNCTION_NAMES})
+        ) AS f
+        WHERE r.rolname IN ({", ".join(map(_text, names))}) AND (
+            pg_has_role(r.oid, f.proowner, 'MEMBER')
+            OR has_function_privilege(r.oid, f.oid, 'EXECUTE') AND NOT EXISTS (
+                SELECT FROM aclexplode(f.proacl) AS given
+                WHERE given.grantee = r.oid AND given.grantor = f.proowner AND given.privilege_type = 'EXECUTE'
+            )
+        )
+        LIMIT 1;
+    END IF;
     IF problem IS NOT NULL THEN
         RAISE insufficient_privilege USING MESSAGE = problem;
     END IF;

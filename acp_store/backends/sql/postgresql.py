@@ -165,6 +165,9 @@ class PostgreSQL(SQLDialect):
             cursor = info["acp_cursor"] = driver.cursor()
         return cursor
 
+    def reading_anything(self, connection: PoolProxiedConnection) -> AbstractContextManager[None]:  # noqa: ARG002
+        return _NOTHING  # the server lets no other text in
+
     def give_back(self, connection: PoolProxiedConnection) -> None:
         if connection.info.pop("acp_foreign", False):
             driver: Any = connection.dbapi_connection

@@ -7,8 +7,8 @@ import shlex
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -149,6 +149,15 @@ class SQLite(SQLDialect):
             connection.info["acp_foreign"] = driver.isolation_level
             driver.isolation_level = None
         return driver.cursor()
+
+    @contextmanager
+    def reading_anything(self, connection: PoolProxiedConnection) -> Iterator[None]:
+        driver: Any = connection.dbapi_connection
+        before, driver.text_factory = driver.text_factory, _decode_anything
+        try:
+            yield
+        finally:
+            driver.text_factory = before
 
     def give_back(self, connection: PoolProxiedConnection) -> None:
         level = connection.info.pop("acp_foreign", None)
@@ -476,6 +485,10 @@ class _Pragmas:
                 if "locked" not in str(error) or time.monotonic() > end:
                     raise
                 time.sleep(_WAL_RETRY_SECONDS)
+
+
+def _decode_anything(text: bytes) -> str:
+    return text.decode(errors="surrogateescape")
 
 
 def _connect_args(timeout: float) -> dict[str, Any]:

@@ -34,7 +34,10 @@ from acp_store.verifying import (
 
 __all__ = ["all_facts", "facts", "verify_run"]
 
-PAGE_ROWS: Final = 200
+FIRST_PAGE_ROWS: Final = 20
+PAGE_ROWS: Final = 500
+PAGE_SIZE: Final = 4_000_000
+"""How much a page shall hold at most, in bytes of its texts and digests, judged by the page before."""
 RUNS_IN_A_SNAPSHOT: Final = 200
 
 _TimeOut: TypeAlias = Callable[[Any], datetime]
@@ -105,14 +108,18 @@ class _Source:
 def _read(
     bind: Bind, dialect: SQLDialect, time_out: _TimeOut, source: _Source, bounds: dict[str, str]
 ) -> Iterator[Fact]:
-    values: dict[str, Any] = {**bounds, "limit": PAGE_ROWS}
+    limit = FIRST_PAGE_ROWS
+    values: dict[str, Any] = {**bounds}
     continued = False
     while True:
+        values["limit"] = limit
         rows = bind.read(bind.prepare(_page, source, dialect, frozenset(bounds), continued), values)
         for row in rows:
             yield _fact(source, row, time_out)
-        if len(rows) < PAGE_ROWS:
+        if len(rows) < limit:
             return
+        size = sum(len(value) for row in rows for value in row if isinstance(value, (str, bytes)))
+        limit = max(1, min(PAGE_ROWS, PAGE_SIZE * len(rows) // max(1, size)))
         values |= {f"key_{place}": rows[-1][place] for place in range(len(source.key))}
         continued = True
 
@@ -126,7 +133,8 @@ def _fact(source: _Source, row: Row, time_out: _TimeOut) -> Fact:
         pass
     id_, number = row[0], row[1] if len(source.key) == 2 and isinstance(row[1], int) else None
     place = {source.key[-1].key: number} if number is not None else {}
-    return BrokenFact(id_ if isinstance(id_, str) else repr(id_), source.key[0].class_.__tablename__, **place)
+    id_ = id_.encode(errors="backslashreplace").decode() if isinstance(id_, str) else repr(id_)
+    return BrokenFact(id_, source.key[0].class_.__tablename__, **place)
 
 
 def _page(source: _Source, dialect: SQLDialect, bounds: frozenset[str], continued: bool) -> Executable:
