@@ -118,25 +118,33 @@ def shop(story: Story) -> None:
     """Some days in March in which a shop's agents answer, wait, fail, and are tidied up after."""
     repository = story.repository
 
-    def asked(run_id: str, agent_name: str, question: str, at: str, session_id: str | None = None) -> dict[str, Any]:
+    def asked(
+        run_id: str,
+        agent_name: str,
+        question: str | None,
+        at: str,
+        session_id: str | None = None,
+        *,
+        events: bool = True,
+    ) -> dict[str, Any]:
         run = {
             "run_id": run_id,
             "agent_name": agent_name,
             "session_id": session_id,
             "status": "created",
             "created_at": f"{at}Z",
-            "input": [text("user", question)],
+            "input": [] if question is None else [text("user", question)],
             "output": [],
         }
         story.save(run, at=at)
-        story.tell(run_id, {"type": "run.created", "run": run}, at=at)
+        if events:
+            story.tell(run_id, {"type": "run.created", "run": run}, at=at)
         return run
 
-    def moved(run: dict[str, Any], status: str, at: str, **fields: Any) -> None:
-        run |= {"status": status, **fields}
-        if status in {"completed", "failed", "cancelled"}:
-            run["finished_at"] = f"{at}Z"
-        story.save(run, at=at)
+    def moved(run: dict[str, Any], status: str, at: str, *, force: bool = False, **fields: Any) -> None:
+        over = status in {"completed", "failed", "cancelled"}
+        run |= {"status": status, "finished_at": f"{at}Z" if over else None, **fields}
+        story.save(run, at=at, force=force)
         story.tell(run["run_id"], {"type": f"run.{status}", "run": run}, at=at)
 
     def answer(run: dict[str, Any], content: str) -> dict[str, Any]:
@@ -162,6 +170,8 @@ def shop(story: Story) -> None:
         moved(run, "in-progress", "2026-03-02 14:10:00")
     with actor("worker"):
         story.tell("refund-1", call("pay", {"amount": 20, "order": "4711"}, {"ok": True}), at="2026-03-02 14:10:01")
+        # A tool that is given nothing, told of in the same instant as the last word.
+        story.tell("refund-1", call("clock", None, "14:10"), at="2026-03-02 14:10:02")
         story.tell("refund-1", part("Done: 20 EUR for order 4711."), at="2026-03-02 14:10:02")
         moved(run, "completed", "2026-03-02 14:10:03", **answer(run, "Done: 20 EUR for order 4711."))
 
@@ -178,10 +188,22 @@ def shop(story: Story) -> None:
         story.tell("order-3", call("http_get", {"url": f"{API}/4712"}), at="2026-03-09 09:00:01")
         error = {"code": "server_error", "message": "tool timeout after 30 s"}
         moved(run, "failed", "2026-03-09 09:00:31", error=error)
+    # Tried again in the instant in which it failed, and once more.
+    with actor("bob", reason="ticket 4714"):
+        run = asked("order-3b", "shop", "Cancel order 4712", "2026-03-09 09:00:31", "ben")
+    with actor("worker"):
+        moved(run, "in-progress", "2026-03-09 09:00:31.100")
+        # Two URLs that only look alike.
+        story.tell("order-3b", call("http_get", {"url": f"{API}/47120"}, {"state": "lost"}), at="2026-03-09 09:00:32")
+        other = f"{API}/4712".replace("orders", "ORDERS")
+        story.tell("order-3b", call("http_get", {"url": other}, {"state": "lost"}), at="2026-03-09 09:00:33")
+        moved(run, "failed", "2026-03-09 09:01:31", error={**error, "message": "tool timeout after 60 s"})
     with actor("bob", reason="ticket 4714"):
         run = asked("order-4", "shop", "Cancel order 4712", "2026-03-09 09:02:00", "ben")
     with actor("worker"):
         moved(run, "in-progress", "2026-03-09 09:02:00.100")
+        # Told of when it is made, and again with what it gave back.
+        story.tell("order-4", call("http_get", {"url": f"{API}/4712"}), at="2026-03-09 09:02:00.500")
         story.tell("order-4", call("http_get", {"url": f"{API}/4712"}, {"state": "open"}), at="2026-03-09 09:02:01")
         story.tell("order-4", part("Order 4712 is cancelled."), at="2026-03-09 09:02:02")
         moved(run, "completed", "2026-03-09 09:02:03", **answer(run, "Order 4712 is cancelled."))
@@ -199,6 +221,33 @@ def shop(story: Story) -> None:
         moved(run, "awaiting", "2026-03-09 14:00:01")
     with actor("bob", reason="customer called"):
         moved(run, "cancelled", "2026-03-09 14:06:00")
+
+    # Over at 13:10, opened again at 15:00: not running in between. Nobody said why.
+    with actor("alice", reason="ticket 4718"):
+        run = asked("report-1", "reporter", None, "2026-03-09 13:00:00")
+    with actor("worker"):
+        moved(run, "in-progress", "2026-03-09 13:00:00.100")
+        moved(run, "completed", "2026-03-09 13:10:00", **answer(run, "12 orders."))
+    with actor("alice"):
+        moved(run, "in-progress", "2026-03-09 15:00:00", force=True)
+    with actor("worker"):
+        moved(run, "completed", "2026-03-09 15:05:00")
+    # Created at 14:05 to the microsecond; told to stop by alice, and stopped by the worker.
+    with actor("alice", reason="ticket 4719"):
+        run = asked("report-2", "reporter", None, "2026-03-09 14:05:00")
+    with actor("worker"):
+        moved(run, "in-progress", "2026-03-09 14:05:00.100")
+    with actor("alice", reason="wrong report"):
+        moved(run, "cancelling", "2026-03-09 14:07:00")
+    with actor("worker"):
+        moved(run, "cancelled", "2026-03-09 14:07:01")
+    # No events. Over at once, and then over in another way: that is not opened again.
+    with actor("alice", reason="ticket 4719"):
+        run = asked("report-3", "reporter", None, "2026-03-04 16:00:00", events=False)
+        run |= {"status": "completed", "finished_at": "2026-03-04 16:00:01Z", **answer(run, "12 orders.")}
+        story.save(run, at="2026-03-04 16:00:01")
+        run |= {"status": "failed", "finished_at": "2026-03-04 16:30:00Z"}
+        story.save(run, at="2026-03-04 16:30:00", force=True)
 
     run = asked("mail-1", "mailer", "Tell all customers of the sale.", "2026-03-14 23:30:00")
     with actor("worker"):
@@ -220,10 +269,48 @@ def shop(story: Story) -> None:
         story.save(run | {"status": "in-progress", "finished_at": None}, at="2026-03-16 11:00:00", force=True)
         story.save(run, at="2026-03-16 11:00:05")
 
+    # Waits three times: for five minutes and no longer, for longer, and still.
     with actor("alice", reason="ticket 4717"):
         run = asked("refund-3", "refunds", "Refund order 4730.", "2026-03-16 10:05:00", "anna")
     with actor("worker"):
-        moved(run, "awaiting", "2026-03-16 10:05:01")
+        story.tell("refund-3", part("That is 30 EUR. Go ahead?"), at="2026-03-16 10:05:00.700")
+        moved(run, "awaiting", "2026-03-16 10:05:00.800")
+    with actor("alice", reason="approved"):
+        moved(run, "in-progress", "2026-03-16 10:10:00.800")
+    with actor("worker"):
+        story.tell("refund-3", part("The card is refused. "), at="2026-03-16 10:10:02")
+        picture = {"content_type": "image/png", "content_encoding": "base64", "content": "aGVsbG8="}
+        story.tell("refund-3", {"type": "message.part", "part": picture}, at="2026-03-16 10:10:03")
+        story.tell("refund-3", part("Another one?"), at="2026-03-16 10:10:04")
+        moved(run, "awaiting", "2026-03-16 10:10:05")
+    with actor("alice", reason="approved"):
+        moved(run, "in-progress", "2026-03-16 10:20:00")
+    with actor("worker"):
+        story.tell("refund-3", call("pay", {"amount": 29.5, "order": "4730"}, {"ok": False}), at="2026-03-16 10:20:01")
+        story.tell("refund-3", part("Refused too. Pay cash?"), at="2026-03-16 10:20:02")
+        moved(run, "awaiting", "2026-03-16 10:20:03")
+
+    # At noon one is stuck that is over by now, and one is at work that was asked long before.
+    with actor("alice", reason="ticket 4721"):
+        run = asked("mail-3", "mailer", "Write to all late payers.", "2026-03-16 10:30:00")
+    with actor("worker"):
+        moved(run, "in-progress", "2026-03-16 10:30:00.100")
+        moved(run, "completed", "2026-03-16 13:00:00", **answer(run, "Sent 7 letters."))
+    # Bob changes the output; alice then saves the same output, and is not to blame.
+    with actor("bob", reason="typo"):
+        run |= answer(run, "Sent 8 letters.")
+        story.save(run, at="2026-03-16 14:00:00")
+    with actor("alice", reason="labels"):
+        story.save(run | {"labels": ["late"]}, at="2026-03-16 15:00:00")
+    with actor("alice", reason="ticket 4722"):
+        run = asked("mail-4", "mailer", "Write to all late payers.", "2026-03-16 10:31:00")
+    with actor("worker"):
+        moved(run, "in-progress", "2026-03-16 10:31:00.100")
+        story.tell("mail-4", part("Letter 1 of 2 is sent. "), at="2026-03-16 11:50:00")
+        story.tell("mail-4", part("Letter 2 of 2 is sent."), at="2026-03-16 12:10:00")
+        moved(run, "completed", "2026-03-16 12:10:01", **answer(run, "Letter 1 of 2 is sent. Letter 2 of 2 is sent."))
+    with actor("bob", reason="typo"):
+        story.save(run | answer(run, "2 of 2 letters are sent."), at="2026-03-16 14:30:00")
 
     # A session that is deleted while one of its two runs stays.
     with actor("alice"):
@@ -234,8 +321,14 @@ def shop(story: Story) -> None:
     with actor("carol", reason="article 17, request 11"):
         repository.delete_run("dora-1")
         repository.delete_session("dora")
-    story.times.append("UPDATE acp_tombstones SET deleted_at = '2026-03-19 09:00:00.000000' WHERE kind = 'run'")
-    story.times.append("UPDATE acp_tombstones SET deleted_at = '2026-03-19 09:00:01.000000' WHERE kind = 'session'")
+        # It came back, and was deleted once more.
+        repository.append_messages("dora", [text("user", "Still there?")])
+        repository.delete_session("dora")
+    for number in range(3):
+        story.times.append(
+            f"UPDATE acp_tombstones SET deleted_at = '2026-03-19 09:00:0{number}.000000' WHERE digest ="
+            f" (SELECT digest FROM acp_tombstones ORDER BY kind, message_count DESC LIMIT 1 OFFSET {number})"
+        )
 
     with actor("gateway"):
         story.say(
@@ -251,9 +344,16 @@ def shop(story: Story) -> None:
         )
         story.say(
             "ben",
-            [text("user", "Cancel order 4712"), text("agent/shop", "Order 4712 is cancelled.")],
+            [
+                text("user", "Cancel order 4712"),
+                text("agent/shop", "Order 4712 is cancelled."),
+                # Other numbers, in which the first one is.
+                text("user", "And 47110, and 14711?"),
+            ],
             at="2026-03-09 09:02:04",
         )
     # Somebody else's events, of a run that nobody has saved.
     with actor("probe"):
         story.tell("no-such-run", {"type": "note", "text": "hello"}, at="2026-03-10 08:00:00")
+        story.tell("no-such-run", call("ping", {"host": "db"}), at="2026-03-10 08:00:01")
+    story.tell("no-such-run", {"type": "note", "text": "me too"}, at="2026-03-10 08:00:02")

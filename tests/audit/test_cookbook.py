@@ -130,6 +130,18 @@ def test_the_statement_asks_the_views(question: Question) -> None:
         assert set(re.findall(r"\baudit_\w+", statement)) <= set(VIEWS)
 
 
+@pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: question.heading)
+def test_the_times_are_whole(question: Question) -> None:
+    """A time has all of its characters, because SQLite compares it as text; only a day is a date."""
+    for statement in question.statements.values():
+        for before, time in re.findall(r"(\w+)\)? *(?:[<>]=?|=|BETWEEN|AND) *'([0-9]{4}-[^']*)'", statement):
+            shape = r"[-0-9]{10}" if before == "day" else r"[-0-9]{10} [:0-9]{8}\.[0-9]{6}"
+            assert re.fullmatch(shape, time), time
+        assert len(re.findall(r"'[0-9]{4}-", statement)) == len(
+            re.findall(r"(?:[<>]=?|=|BETWEEN|AND) *'[0-9]{4}-", statement)
+        )
+
+
 def test_there_is_an_answer_to_much() -> None:
     """The page has at least 28 questions, uses every view, and hardly any answer is empty."""
     assert len(QUESTIONS) >= 28
