@@ -42,6 +42,11 @@ hypothesis.settings.load_profile("acp")
 RECORDINGS = Path(__file__).parent / "data" / "acp-recordings.jsonl"
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: much of a test is waiting, for a disk, a process or a server."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_database_of_the_developer() -> Iterator[None]:
     """A test that forgets its URL must not reach what the shell happens to name."""
