@@ -66,7 +66,7 @@ def test_any_node_will_do(repository: RedisRepository, redis_cluster: RedisClust
     for number in range(20):
         repository.save_run(make.run(f"run-{number}"))
     urls = [node.url for node in redis_cluster.nodes]
-    urls += [url.replace("redis://", "redis+cluster://").rstrip("/0") for url in urls]
+    urls += [url.replace("redis://", "redis+cluster://").removesuffix("/0") for url in urls]
     urls.append(f"redis+cluster://localhost:1,127.0.0.1:{urlsplit(urls[1]).port}")
     for url in urls:
         with RedisRepository(url, prefix="c:") as other:

@@ -283,37 +283,33 @@ class PostgreSQL(SQLDialect):
         return bind.write(bind.prepare(pg.append_event, text is not None), values)[0]
 
     def append_events(self, bind: Bind, run_id: str, events: Sequence[NewEvent], who: Stamp) -> Row:
+        if len(events) == 1:
+            return self.append_event(bind, run_id, events[0], who)
         values = {
             "run_id": run_id,
             "count": len(events),
             "payloads": "[" + ",".join([event.payload for event in events]) + "]",
             **who._asdict(),
         }
-        first = events[0]
-        if len(events) == 1:
-            return self.append_event(bind, run_id, first, who)
-        if first.text is None:
+        text = events[0].text
+        if text is None:
             return min(bind.write(bind.prepare(pg.append_events), values))
         values["salts"] = b"".join([event.salt or b"" for event in events])
         values["payload_digests"] = b"".join([event.payload_digest or b"" for event in events])
         if len(events) > _MOST_IN_ONE_STATEMENT:
-            with bind.unit() as unit:
-                numbers = take_numbers(unit, unit.prepare(pg.advance_head), values, events, self.time_out)
-                values["first"], values["recorded_at"] = numbers.first, numbers.recorded_at
-                values["digests"] = b"".join([digest or b"" for digest in numbers.digests])
-                unit.write(unit.prepare(pg.put_events), values)
-            return numbers.first, numbers.recorded_at
-        ends = {event.event_type: event.text.end for event in events if event.text is not None}
-        kinds = {event_type: kind for kind, event_type in enumerate(ends)}
-        values |= pg.pieces(first.text)
-        values["until_digest"], _, values["after_digest"] = first.text.until_previous.partition(
-            (first.payload_digest or b"").hex()
-        )
-        values["ends"] = "\n".join(ends.values())
-        values["kinds"] = bytes([kinds[event.event_type] for event in events])
+            return self._append_many(bind, values, events)
+        values |= pg.pieces(text) | pg.pieces_of_batch(events)
         rows = bind.write(bind.prepare(pg.append_chained_events), values)
         # None where another made the run's first event at the same moment: now there is a head to lock.
         return min(rows) if rows else self.append_events(bind, run_id, events, who)
+
+    def _append_many(self, bind: Bind, values: dict[str, Any], events: Sequence[NewEvent]) -> Row:
+        with bind.unit() as unit:
+            numbers = take_numbers(unit, unit.prepare(pg.advance_head), values, events, self.time_out)
+            digests = b"".join([digest or b"" for digest in numbers.digests])
+            placed = {"first": numbers.first, "recorded_at": numbers.recorded_at, "digests": digests}
+            unit.write(unit.prepare(pg.put_events), {**values, **placed})
+        return numbers.first, numbers.recorded_at
 
     def erase_event(self, bind: Bind, run_id: str, seq: int, who: Stamp) -> bool:
         values = {"id": run_id, "seq": seq, **who._asdict()}

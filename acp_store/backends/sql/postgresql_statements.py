@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from sqlalchemy.sql.elements import Null
 from sqlalchemy.sql.functions import Function
 
 from acp_store.backends.sql import statements
+from acp_store.backends.sql.dialect import NewEvent
 from acp_store.chain import DIGEST_BYTES, SALT_BYTES, EventText, StatusText
 from acp_store.models import EventHeadRow, EventRow, RunStatusRow, SessionMessageRow
 from acp_store.models.base import JSONText, Name, UTCDateTime
@@ -40,6 +41,7 @@ __all__ = [
     "call",
     "call_for_all",
     "pieces",
+    "pieces_of_batch",
     "put_events",
     "readable_time",
     "save_changed_messages",
@@ -90,6 +92,24 @@ def _now(stored: ColumnElement[Any] | None) -> ColumnElement[Any]:
 def pieces(text: EventText | StatusText) -> dict[str, str]:
     """Return the parameters of a statement that makes the digest of this text."""
     return dict(zip(_PIECES[type(text)], text, strict=True))
+
+
+def pieces_of_batch(events: Sequence[NewEvent]) -> dict[str, Any]:
+    """Return what `append_chained_events` takes besides `pieces` of the first event: where the others differ.
+
+    They differ in the digest of the payload and in the type, of which there are at most 256.
+    """
+    ends = {event.event_type: event.text.end for event in events if event.text is not None}
+    kinds = {event_type: kind for kind, event_type in enumerate(ends)}
+    first = events[0]
+    until_previous = "" if first.text is None else first.text.until_previous
+    until_digest, _, after_digest = until_previous.partition((first.payload_digest or b"").hex())
+    return {
+        "until_digest": until_digest,
+        "after_digest": after_digest,
+        "ends": "\n".join(ends.values()),
+        "kinds": bytes([kinds[event.event_type] for event in events]),
+    }
 
 
 def _piece(name: str) -> ColumnElement[Any]:
