@@ -23,6 +23,7 @@ from typing import Final, NamedTuple
 from pydantic_core import to_json
 
 from acp_store.actors import Stamp
+from acp_store.codec import escape_nul
 
 __all__ = [
     "DIGEST_BYTES",
@@ -138,16 +139,13 @@ def digest_of_payload(salt: bytes, text: str) -> bytes:
 
 def erased_payload(event_type: str) -> str:
     """Return the stored text that takes the place of an erased payload; `acp_store.codec` reads it."""
-    return f'{{"type":{_string(event_type.replace(_ESCAPE, _ESCAPE * 2))},"erased":true}}'
+    return escape_nul(f'{{"type":{_string(event_type)},"erased":true}}')
 
 
 def time_text(value: datetime) -> str:
     """Return a time as it stands in a canonical text."""
     text = value.astimezone(UTC).isoformat()
     return text.replace("+00:00", "Z" if value.microsecond else ".000000Z")
-
-
-_ESCAPE: Final = "\u2400"
 
 
 def _string(value: str | None) -> str:

@@ -194,17 +194,13 @@ def place_of(item: Fact | Mark) -> tuple[str, int, int, int]:
 def is_sound(fact: Fact) -> bool:
     """Whether each value is of its type, and each text is one, which SQLite does not see to."""
     types = _TYPES[type(fact)]
-    values = [*fact]
-    if Stamp in types:
-        values += fact.who  # type: ignore[union-attr]  # it has one
-        if not all(value is None or isinstance(value, str) for value in fact.who):  # type: ignore[union-attr]
-            return False
-    return all(map(isinstance, fact, types)) and not any(
-        isinstance(value, str) and not value.isascii() and _SURROGATE.search(value) for value in values
+    who: tuple[Any, ...] = fact.who if Stamp in types else ()  # type: ignore[union-attr]  # it has one
+    return (
+        all(map(isinstance, fact, types))
+        and all(value is None or isinstance(value, str) for value in who)
+        and not any(isinstance(value, str) and _SURROGATE.search(value) for value in (*fact, *who))
     )
 
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
-
-
 _TYPES: Final[dict[type, tuple[Any, ...]]] = {kind: tuple(get_type_hints(kind).values()) for kind in get_args(Fact)}

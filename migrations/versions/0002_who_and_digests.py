@@ -118,8 +118,10 @@ def lock(schema: str | None) -> None:
     tables = ", ".join(prefix + table for table in OLD_TABLES)
     statement = sa.text(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE".replace(":", "\\:"))
     if context.as_sql:
-        op.execute("SET LOCAL lock_timeout = '4s'")
+        # Of the whole statement: a lock_timeout would be for each of the tables.
+        op.execute("SET LOCAL statement_timeout = '4s'")
         op.execute(statement)
+        op.execute("SET LOCAL statement_timeout TO DEFAULT")
         return
     connection = op.get_bind()
     limit = connection.scalar(sa.text("SELECT current_setting('statement_timeout')"))

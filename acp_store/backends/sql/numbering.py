@@ -42,12 +42,10 @@ def take_numbers(
     """
     ((last, recorded_at, digest),) = unit.write(advance, {**values, "count": len(events)})
     first = last - len(events) + 1
+    texts = [event.text for event in events if event.text is not None]
+    if not texts:
+        return Numbers(first, recorded_at, [None] * len(events))
     time = time_text(time_out(recorded_at))
-    digests: list[bytes | None] = []
-    for seq, event in enumerate(events, first):
-        if event.text is None:
-            return Numbers(first, recorded_at, [None] * len(events))
-        digest = event.text.digest(digest, time, seq)
-        digests.append(digest)
+    digests = [digest := text.digest(digest, time, seq) for seq, text in enumerate(texts, first)]
     unit.write(unit.prepare(statements.set_head_digest), {"run_id": values["run_id"], "digest": digest})
     return Numbers(first, recorded_at, digests)

@@ -32,6 +32,7 @@ from sqlalchemy import (
     update,
 )
 
+from acp_store.actors import Stamp
 from acp_store.models import EventHeadRow, EventRow, RunRow, SessionMessageRow, SessionRow
 from acp_store.models.base import Base, JSONText, Name, UTCDateTime
 from acp_store.records import TERMINAL_STATUSES
@@ -306,7 +307,7 @@ def _new_run(insert: _Insert, clock: Clock, digest: StatusDigest | None) -> Any:
     return insert(RunRow.__table__).values(values)
 
 
-STAMP: Final = ("actor", "reason", "trace_id")
+STAMP: Final = Stamp._fields
 """The columns of `models.base.Stamped`."""
 
 _SESSION_VALUES: Final = {
