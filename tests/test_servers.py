@@ -383,7 +383,7 @@ def test_a_full_redis_refuses_or_forgets(policy: str) -> None:
             assert client.exists("0")
         else:
             fill()
-            assert not client.exists("0")
+            assert client.dbsize() < 100, "nothing was evicted, or the server has more room than it was given"
             assert client.exists("99")
 
 
