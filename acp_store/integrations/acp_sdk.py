@@ -25,6 +25,7 @@ from acp_store.records import TERMINAL_STATUSES, Run
 from acp_store.repository import UNSET, Capability, Repository
 
 try:
+    from acp_sdk.models import ACPError, Error, ErrorCode
     from acp_sdk.server.store import Store
     from acp_sdk.server.store.store import StoreModel, T
 except ImportError as error:
@@ -53,6 +54,14 @@ _LOG: Final = "acp-sdk:"
 _SET: Final = "acp-sdk.set"
 _DELETE: Final = "acp-sdk.delete"
 _STOPS: Final = {*TERMINAL_STATUSES, "awaiting"}
+
+
+class _RefusedError(ConflictError, ACPError):  # type: ignore[misc]  # unknown where the SDK is not installed
+    """A ConflictError that the server answers a client with, as with any ACPError."""
+
+    def __init__(self, error: ConflictError) -> None:
+        super().__init__(str(error), expected=error.expected, actual=error.actual)
+        self.error = Error(code=ErrorCode.INVALID_INPUT, message=str(error))
 
 
 class RepositoryStore(Store[T], Generic[T]):  # type: ignore[misc]  # unknown where the SDK is not installed
@@ -95,10 +104,10 @@ class RepositoryStore(Store[T], Generic[T]):  # type: ignore[misc]  # unknown wh
         elif kind == "session_":
             await (self._repository.delete_session(id_) if value is None else self._set_session(id_, value))
         else:
+            if kind == "run_cancel_" and value is not None:
+                await self._show_cancelling(id_)  # before the request, which may end the run at once
             written = self._written.get(id_)
             await self._log(key, value, after=written.seq if written else 0)
-            if kind == "run_cancel_" and value is not None:
-                await self._show_cancelling(id_)
 
     async def watch(self, key: object, *, ready: asyncio.Event | None = None) -> AsyncIterator[T | None]:
         """Yield what is under a key whenever it has changed, None when it was deleted.
@@ -158,6 +167,12 @@ class RepositoryStore(Store[T], Generic[T]):  # type: ignore[misc]  # unknown wh
     # ── writing ──────────────────────────────────────────────────────────────────────────────
 
     async def _set_run(self, run_id: str, value: Any) -> None:
+        try:
+            await self._write_run(run_id, value)
+        except ConflictError as error:
+            raise _RefusedError(error) from error
+
+    async def _write_run(self, run_id: str, value: Any) -> None:
         run = value.model_dump(mode="json", exclude={"events"})["run"]
         events = value.events
         written = self._written.get(run_id)
