@@ -12,7 +12,7 @@ import asyncio
 import json
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeAlias
@@ -109,7 +109,7 @@ class RepositoryStore(Store[T], Generic[T]):  # type: ignore[misc]  # unknown wh
             written = self._written.get(id_)
             await self._log(key, value, after=written.seq if written else 0)
 
-    async def watch(self, key: object, *, ready: asyncio.Event | None = None) -> AsyncIterator[T | None]:
+    async def watch(self, key: object, *, ready: asyncio.Event | None = None) -> AsyncGenerator[T | None, None]:
         """Yield what is under a key whenever it has changed, None when it was deleted.
 
         What the server might wait for in vain is yielded at the start: a run that is over or awaits,
@@ -179,11 +179,11 @@ class RepositoryStore(Store[T], Generic[T]):  # type: ignore[misc]  # unknown wh
         if written is None or len(events) > written.count + 1:
             written = await self._read(run_id, events)
         new = [_dump(event) for event in events[written.count :]]
-        if written.is_ahead and not new:
+        if len(events) < written.count or (written.is_ahead and not new):
             return  # the run as it was before events that another server has stored
         followed, whole = _follow(written.run, written.whole, new)
         head = _head(run)
-        to_save = head != written.head or followed["output"] != run["output"]
+        to_save = head != written.head or followed != run
         seq = written.seq
         async with self._unit(alone=len(new) + to_save < 2) as unit:
             for place, event in enumerate(new, written.count + 1):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import httpx
 from acp_sdk.models import Artifact, Error, ErrorCode, Message, MessageAwaitRequest, MessagePart
@@ -87,18 +87,18 @@ def _serve(port: int, url: str, cache: str | None = None) -> None:
         await asyncio.Event().wait()
 
     @server.agent()
-    async def asker(input: list[Message], context: Context) -> AsyncIterator[object]:
+    async def asker(input: list[Message], context: Context) -> AsyncGenerator[object, Any]:
         yield "May I? "
         answer = yield MessageAwaitRequest(message=Message(parts=[MessagePart(content="May I?")]))
         yield f"You said {answer.message}."
 
     @server.agent()
-    async def failer(input: list[Message], context: Context) -> AsyncIterator[object]:
+    async def failer(input: list[Message], context: Context) -> AsyncGenerator[object, Any]:
         yield "I try. "
         yield Error(code=ErrorCode.INVALID_INPUT, message="no such thing")
 
     @server.agent()
-    async def files(input: list[Message], context: Context) -> AsyncIterator[object]:
+    async def files(input: list[Message], context: Context) -> AsyncGenerator[object, Any]:
         yield MessagePart(content="Here you are")
         yield Artifact(name="a.json", content_type="application/json", content='{"a": 1}')
         yield {"progress": 1.0}
