@@ -45,8 +45,8 @@ class Anything(BaseModel):
 class Executor:
     """What the SDK's executor does to a run, as far as a store sees it."""
 
-    def __init__(self, repository: Repository | AsyncRepository) -> None:
-        self.store: Store[Any] = RepositoryStore(repository)
+    def __init__(self, place: Repository | AsyncRepository | Store[Any]) -> None:
+        self.store: Store[Any] = place if isinstance(place, Store) else RepositoryStore(place)
         self.runs = self.store.as_store(RunData, "run_")
         self.data = RunData(run=Run(agent_name="a", session_id=uuid4()))
         self.run_id = self.data.key
