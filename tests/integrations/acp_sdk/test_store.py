@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Coroutine, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, closing, contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -34,6 +36,7 @@ from acp_store import AsyncRepository, Capability, ConflictError, Event, Reposit
 from acp_store.decorators.decorator import Decorator
 from acp_store.integrations.acp_sdk import RepositoryStore
 from tests.integrations.acp_sdk.serving import Place
+from tests.servers import connect
 
 RESUME = MessageAwaitResume(message=Message(parts=[MessagePart(content="yes")]))
 
@@ -184,6 +187,48 @@ def test_an_event_costs_an_event(repository: Repository) -> None:
         assert counting.bytes < 1.5 * sum(len(event.model_dump_json()) for event in executor.data.events)
 
     do(work())
+
+
+def test_bytes_in_sqlite(sqlite_url: str) -> None:
+    """A run of 1,000 streamed parts makes the file grow by less than three times the bytes of its events."""
+    path = Path(sqlite_url.removeprefix("sqlite:///"))
+
+    def size() -> int:
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return path.stat().st_size
+
+    with open_repository(sqlite_url) as repository:
+        before = size()
+        kept = _stream_a_run(repository)
+        assert size() - before < 3 * kept
+
+
+def test_bytes_in_postgresql(postgres_url: str) -> None:
+    """The same of PostgreSQL's tables and indexes."""
+    size = (
+        "SELECT sum(pg_total_relation_size(oid))::bigint FROM pg_class WHERE relkind = 'r' AND relname LIKE 'acp\\_%'"
+    )
+    with open_repository(postgres_url) as repository, connect(postgres_url) as db:
+        before = db.execute(size).fetchone()
+        kept = _stream_a_run(repository)
+        after = db.execute(size).fetchone()
+    assert before
+    assert after
+    assert after[0] - before[0] < 3 * kept
+
+
+def _stream_a_run(repository: Repository) -> int:
+    executor = Executor(repository)
+
+    async def work() -> None:
+        await executor.begin()
+        await executor.say(*(f"word {number} " for number in range(1000)))
+        await executor.stop_saying()
+        await executor.end()
+
+    do(work())
+    return sum(len(event.model_dump_json()) for event in executor.data.events)
 
 
 def test_a_new_store_goes_on(repository: Repository) -> None:
