@@ -490,7 +490,7 @@ def _runs(run_id: UUID) -> list[BaseModel]:
     changed = data.model_copy(deep=True)
     changed.run.status = RunStatus.IN_PROGRESS
     more = changed.model_copy(deep=True)
-    more.events.append(RunCreatedEvent(run=data.run))
+    more.events.append(RunInProgressEvent(run=changed.run))
     return [data, changed, more]
 
 
