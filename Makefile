@@ -3,11 +3,13 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+SDK    := .venv-acp-sdk
+COMPILE := $(BIN)/uv pip compile --quiet --universal --no-header pyproject.toml
 
 # Processes of the tests start twice as fast where compiled modules are kept.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint lock clean
+.PHONY: demo test test-acp-sdk lint lock clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,8 +22,18 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m acp_store.cli import tests/data/acp-recordings.jsonl
 	$(BIN)/python docs/demo.py
 
+# acp-sdk works only with old versions of what the other tests have.
+$(SDK)/.installed: pyproject.toml constraints-acp-sdk.txt $(VENV)/.installed
+	$(PYTHON) -m venv --without-pip $(SDK)
+	$(BIN)/uv pip install --quiet --python $(SDK)/bin/python --constraint constraints-acp-sdk.txt --editable '.[acp-sdk,redis]' --group acp-sdk
+	touch $@
+
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(ARGS)
+	$(if $(ARGS),,$(MAKE) test-acp-sdk)
+
+test-acp-sdk: $(SDK)/.installed
+	$(SDK)/bin/python -m pytest tests/integrations/acp_sdk
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check
@@ -29,7 +41,8 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 lock:
-	$(BIN)/uv pip compile --quiet --universal --no-header --all-extras --group dev pyproject.toml --output-file constraints.txt
+	$(COMPILE) --extra audit --extra cli --extra redis --group dev --output-file constraints.txt
+	$(COMPILE) --extra acp-sdk --extra redis --group acp-sdk --output-file constraints-acp-sdk.txt
 
 clean:
-	rm -rf $(VENV) acp.db acp.db-wal acp.db-shm
+	rm -rf $(VENV) $(SDK) acp.db acp.db-wal acp.db-shm

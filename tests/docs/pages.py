@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["PAGES", "ROOT", "SERVE", "Block", "blocks_of"]
+__all__ = ["OTHER_ENVIRONMENT", "PAGES", "ROOT", "SERVE", "Block", "blocks_of"]
 
 ROOT: Final = Path(__file__).parents[2]
 PAGES: Final = {
@@ -15,6 +15,9 @@ PAGES: Final = {
 }
 SERVE: Final = "uvicorn sse:app --timeout-graceful-shutdown 3"
 """How the page on Server-Sent Events has its server started."""
+
+OTHER_ENVIRONMENT: Final = {"docs/howto/acp-sdk.md"}
+"""Pages whose examples run in an environment of their own, with the tests of what they are about."""
 
 _FENCED: Final = re.compile(
     r"^(?:<!-- (?P<mark>.+?) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE

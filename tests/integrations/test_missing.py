@@ -1,0 +1,13 @@
+"""An integration whose SDK is not installed says what to install."""
+
+from __future__ import annotations
+
+import pytest
+
+from acp_store import MissingExtraError
+
+
+def test_without_acp_sdk() -> None:
+    """Importing it names the extra, and is an ImportError too."""
+    with pytest.raises(MissingExtraError, match=r"pip install 'acp-store\[acp-sdk\]'"):
+        import acp_store.integrations.acp_sdk  # noqa: F401
