@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[cli,redis,audit]' --group dev
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[a2a,audit,cli,openai-agents,redis]' --group dev
 	touch $@
 
 demo: $(VENV)/.installed
@@ -41,7 +41,7 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 lock:
-	$(COMPILE) --extra audit --extra cli --extra redis --group dev --output-file constraints.txt
+	$(COMPILE) --extra a2a --extra audit --extra cli --extra openai-agents --extra redis --group dev --output-file constraints.txt
 	$(COMPILE) --extra acp-sdk --extra redis --group acp-sdk --output-file constraints-acp-sdk.txt
 
 clean:
