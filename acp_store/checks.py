@@ -17,6 +17,9 @@ __all__ = [
     "MAX_NAME_BYTES",
     "check_count",
     "check_name",
+    "check_noun",
+    "check_order",
+    "check_owner",
     "check_seconds",
     "check_text",
     "check_time",
@@ -54,6 +57,15 @@ def check_name(what: str, value: object) -> str:
     if "\0" in value:
         raise PayloadError(f"{what} must not contain U+0000")
     return str.__str__(value)  # the value of a member of an enum of strings
+
+
+def check_owner(value: object) -> str:
+    """Return an owner as a string, if it can be one; the empty string is one, as of users who are not logged in.
+
+    Raises:
+        PayloadError: As `check_name` raises it, but for the empty string.
+    """
+    return "" if value == "" else check_name("owner", value)
 
 
 def check_text(what: str, value: object) -> str:
@@ -97,6 +109,19 @@ def check_noun(noun: object) -> Literal["runs", "sessions"]:
     if noun == "sessions":
         return "sessions"
     raise PayloadError(f"ids are of runs or of sessions, not of {noun!r}")
+
+
+def check_order(order: object) -> Literal["created", "status"]:
+    """Return in what order runs are listed, if it is one of the two.
+
+    Raises:
+        PayloadError: It is neither.
+    """
+    if order == "created":
+        return "created"
+    if order == "status":
+        return "status"
+    raise PayloadError(f"runs are listed in the order of 'created' or of 'status', not of {order!r}")
 
 
 def check_seconds(what: str, value: object) -> float:

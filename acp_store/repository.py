@@ -106,6 +106,8 @@ class Capability(StrEnum):
     """`list_runs` filters by `status`, `created_after` and `created_before`, also combined."""
     CURSORS = "cursors"
     """`list_runs` pages by `cursor`, orders ties by run id, and leaves out the count for ``total=False``."""
+    STATUS_TIMES = "status_times"
+    """`list_runs` filters by `status_after`, and lists in the `order` of ``status``."""
     COPIES = "copies"
     """Values in, values out: changing a record that was saved or returned changes nothing stored."""
     STRICT_INPUT = "strict_input"
@@ -119,6 +121,8 @@ class Capability(StrEnum):
     """`clear` and `stats` work."""
     IDS = "ids"
     """`list_ids` works, so that all there is can be copied."""
+    OWNERS = "owners"
+    """`for_owner` works: what is saved in somebody's name is there for nobody else."""
     AUDIT = "audit"
     """`verify` and `erase_event` work: what is written carries digests and its `acp_store.actor`, and
     what is deleted leaves a tombstone."""
@@ -135,12 +139,14 @@ _DECLARED_BY_PARAMETER: Final = {
     Capability.KEYS: ("add_event", {"key"}),
     Capability.FILTERS: ("list_runs", {"status"}),
     Capability.CURSORS: ("list_runs", {"cursor"}),
+    Capability.STATUS_TIMES: ("list_runs", {"status_after", "order"}),
 }
 _DECLARED_BY_METHOD: Final = {
     Capability.ATOMIC_BATCHES: "add_events",
     Capability.TRANSACTIONS: "transaction",
     Capability.CLEAR: "clear",
     Capability.IDS: "list_ids",
+    Capability.OWNERS: "for_owner",
     Capability.AUDIT: "verify",
 }
 
@@ -158,8 +164,8 @@ class Repository(ABC):
         """What this repository can do beyond the seed interface.
 
         By default read off the class: a parameter that an implementation takes (`expected_version`,
-        `force`, `key`, `status`, `cursor`) and a method that it overrides (`add_events`,
-        `transaction`, `clear`, `list_ids`, `verify`) are promises. `TERMINAL_GUARD` is promised by
+        `force`, `key`, `status`, `cursor`, `order`) and a method that it overrides (`add_events`,
+        `transaction`, `clear`, `list_ids`, `for_owner`, `verify`) are promises. `TERMINAL_GUARD` is promised by
         `expected_version` as by `force`: a `save_run` that compares with what is stored can also see
         that a run is over, while the seed's ``save_run(run)`` cannot be held to it. `COPIES` and
         `STRICT_INPUT` show in no signature, and `CONCURRENT_WRITERS` is taken for granted. A class that
@@ -197,7 +203,7 @@ class Repository(ABC):
             run: A `Run`, or a mapping or pydantic model of its shape.
             expected_version: The version that must be stored now; 0 means that the run must not
                 exist. None writes whatever is stored: the last save wins.
-            force: Allows a run that is completed, failed or cancelled to get another status.
+            force: Allows a run that is completed, failed, cancelled or rejected to get another status.
 
         Returns:
             A copy of the run as stored: `version` is 1 after the first save and one more after
@@ -226,6 +232,8 @@ class Repository(ABC):
         status: str | None = None,
         created_after: datetime | None = None,
         created_before: datetime | None = None,
+        status_after: datetime | None = None,
+        order: Literal["created", "status"] = "created",
         limit: int = 10,
         offset: int = 0,
         cursor: str | None = None,
@@ -241,10 +249,13 @@ class Repository(ABC):
             status: Only runs that have this status now.
             created_after: Only runs created at this time or later (aware).
             created_before: Only runs created before this time (aware).
+            status_after: Only runs whose `Run.status_at` is this time or later (aware).
+            order: ``created``, or ``status``: those first whose `Run.status_at` is newest, those without
+                one last, ties by descending run id.
             limit: How many to return at most.
             offset: How many to pass over first; a cursor is faster and survives deletes.
             cursor: `RunPage.next_cursor` of the page before: continues after its last run, even if
-                that run was deleted since. Filters must be the same as for that page.
+                that run was deleted since. Filters and order must be the same as for that page.
             total: Whether to count all matches, which costs more than the page itself.
 
         Raises:
@@ -348,6 +359,27 @@ class Repository(ABC):
             UnsupportedError: The backend cannot list them (`Capability.IDS`).
         """
         raise UnsupportedError(f"{type(self).__name__} cannot list ids (Capability.IDS)")
+
+    def for_owner(self, owner: str) -> Repository:  # noqa: ARG002
+        """Return this repository as one owner's: what others have is not there.
+
+        A repository like any other, made without asking the backend: what is saved, appended and listed
+        through it is this owner's. Each id has one owner, whoever wrote to it first: a run's id that of
+        the run, or of its events while there is no run; a session's id that of the session. What
+        somebody else has, or nobody in particular, reads as absent, and a write to it raises
+        `ConflictError` and changes nothing, which tells that the id is taken and not by whom. The
+        repository itself sees and changes everybody's, and what it saves anew is nobody's; `Run.owner`
+        and `Session.owner` say whose a record is. Closing what this returns does nothing.
+
+        Args:
+            owner: Any name, such as a user's or a tenant's; the empty string is one.
+
+        Raises:
+            PayloadError: It can be no owner: a U+0000 in it, or longer than 1,024 bytes in UTF-8.
+            ConfigurationError: This repository is another owner's already.
+            UnsupportedError: The backend knows no owners (`Capability.OWNERS`).
+        """
+        raise UnsupportedError(f"{type(self).__name__} knows no owners (Capability.OWNERS)")
 
     def verify(self, run_id: str) -> Verification:  # noqa: ARG002
         """Check a run's events, status history, erasures and tombstones against their digests.

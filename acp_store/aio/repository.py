@@ -56,6 +56,7 @@ class AsyncRepository:
         self._workers = Workers(inner.limits)
         self._watches = _Watches()
         self._line: Line | None = None
+        self._lender: AsyncRepository | None = None
         finalize(self, self._workers.stop)
 
     @property
@@ -95,6 +96,8 @@ class AsyncRepository:
         status: str | None = None,
         created_after: datetime | None = None,
         created_before: datetime | None = None,
+        status_after: datetime | None = None,
+        order: Literal["created", "status"] = "created",
         limit: int = 10,
         offset: int = 0,
         cursor: str | None = None,
@@ -106,6 +109,8 @@ class AsyncRepository:
             status=status,
             created_after=created_after,
             created_before=created_before,
+            status_after=status_after,
+            order=None if order == "created" else order,
             cursor=cursor,
             total=None if total else False,
         )
@@ -138,6 +143,10 @@ class AsyncRepository:
 
     async def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
         return await self._call(self._inner.get_events, run_id, limit, offset)
+
+    def for_owner(self, owner: str) -> AsyncRepository:
+        """Return this repository as one owner's, as `Repository.for_owner` does; asks nobody, so it is not awaited."""
+        return self._lend(self._inner.for_owner(owner), self._line)
 
     async def verify(self, run_id: str) -> Verification:
         return await self._call(self._inner.verify, run_id)
@@ -192,7 +201,7 @@ class AsyncRepository:
         Calls that run are waited for; calls and watchers that wait get a `ClosedError`, and open
         transactions are undone.
         """
-        if self._line is not None:
+        if self._lender is not None:
             return
         threads = self._workers.stop()
         for watch in self._watches.all():
@@ -212,6 +221,13 @@ class AsyncRepository:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    def _lend(self, inner: Repository, line: Line | None) -> AsyncRepository:
+        """Return a repository with the threads of this one, which alone may close them."""
+        lent = object.__new__(AsyncRepository)
+        lent._inner, lent._workers, lent._watches, lent._line = inner, self._workers, self._watches, line
+        lent._lender = self
+        return lent
 
     def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Call[T]:
         return self._run(Call(partial(function, *args, **kwargs)))
@@ -255,10 +271,7 @@ class _Transaction(AbstractAsyncContextManager[AsyncRepository]):
         except BaseException as error:
             await self._leave(error)
             raise
-        repository = object.__new__(AsyncRepository)
-        repository._inner, repository._workers, repository._line = inner, outer._workers, line  # noqa: SLF001
-        repository._watches = outer._watches  # noqa: SLF001
-        return repository
+        return outer._lend(inner, line)  # noqa: SLF001
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from acp_store.records import Event, IdPage, Run, RunPage, Session, StoreStats, Verification
 from acp_store.repository import (
@@ -68,6 +69,8 @@ class Decorator(Repository):
         status: str | None = None,
         created_after: datetime | None = None,
         created_before: datetime | None = None,
+        status_after: datetime | None = None,
+        order: Literal["created", "status"] = "created",
         limit: int = 10,
         offset: int = 0,
         cursor: str | None = None,
@@ -79,6 +82,8 @@ class Decorator(Repository):
             status=status,
             created_after=created_after,
             created_before=created_before,
+            status_after=status_after,
+            order=None if order == "created" else order,
             cursor=cursor,
             total=None if total else False,
         )
@@ -109,6 +114,11 @@ class Decorator(Repository):
 
     def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
         return self._inner.get_events(run_id, limit, offset)
+
+    def for_owner(self, owner: str) -> Self:
+        owned = copy(self)
+        owned._inner = self._inner.for_owner(owner)
+        return owned
 
     def verify(self, run_id: str) -> Verification:
         return self._inner.verify(run_id)

@@ -17,7 +17,7 @@ __all__ = ["TERMINAL_STATUSES", "Error", "Run", "RunPage", "RunStatus"]
 
 
 class RunStatus(StrEnum):
-    """The statuses ACP 0.2.0 knows; `Run.status` may hold any other string."""
+    """The statuses ACP 0.2.0 knows, and `rejected`, which A2A has; `Run.status` may hold any other string."""
 
     CREATED = "created"
     IN_PROGRESS = "in-progress"
@@ -26,6 +26,7 @@ class RunStatus(StrEnum):
     CANCELLED = "cancelled"
     COMPLETED = "completed"
     FAILED = "failed"
+    REJECTED = "rejected"
 
     @property
     def is_terminal(self) -> bool:
@@ -33,7 +34,7 @@ class RunStatus(StrEnum):
         return self in TERMINAL_STATUSES
 
 
-TERMINAL_STATUSES: Final = frozenset({RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED})
+TERMINAL_STATUSES: Final = frozenset({RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.REJECTED})
 
 
 class Error(Record):
@@ -47,9 +48,11 @@ class Error(Record):
 class Run(Record):
     """One execution of an agent.
 
-    Beyond the wire's fields a run has `input` (the messages that started it), `mode` and `metadata`
-    (any JSON); they are left out of the wire JSON while None. `version` counts the saves, 1 after
-    the first, and `updated_at` is the time of the last; a store assigns both.
+    Beyond the wire's fields a run has `input` (the messages that started it), `mode`, `metadata`
+    (any JSON) and `status_at` (when it got its status, where its writer says so); they are left out of
+    the wire JSON while None. `version` counts the saves, 1 after the first, `updated_at` is the time of
+    the last, and `owner` is in whose name it was first saved (`Repository.for_owner`); a store assigns
+    these three.
     """
 
     WIRE_FIELDS: ClassVar[tuple[str, ...]] = (
@@ -63,7 +66,7 @@ class Run(Record):
         "created_at",
         "finished_at",
     )
-    BEYOND_THE_WIRE: ClassVar[tuple[str, ...]] = ("input", "mode", "metadata")
+    BEYOND_THE_WIRE: ClassVar[tuple[str, ...]] = ("input", "mode", "metadata", "status_at")
     _always: ClassVar[tuple[str, ...]] = WIRE_FIELDS
     _lists: ClassVar[tuple[str, ...]] = ("output",)
 
@@ -80,13 +83,15 @@ class Run(Record):
     input: list[Message] | None = Field(default=None, exclude_if=is_none)
     mode: str | None = Field(default=None, exclude_if=is_none)
     metadata: Any = Field(default=None, exclude_if=is_none)
+    status_at: Time | None = Field(default=None, exclude_if=is_none)
 
     version: int | None = Field(default=None, exclude=True, validation_alias="\0acp_store.version")
     updated_at: datetime | None = Field(default=None, exclude=True, validation_alias="\0acp_store.updated_at")
+    owner: str | None = Field(default=None, exclude=True, validation_alias="\0acp_store.owner")
 
     @property
     def is_terminal(self) -> bool:
-        """Whether the run is completed, failed or cancelled."""
+        """Whether the run is completed, failed, cancelled or rejected."""
         return self.status in TERMINAL_STATUSES
 
     def start(self) -> Self:

@@ -17,7 +17,7 @@ __all__ = ["Session"]
 class Session(Record):
     """What runs share: a history of messages (or URLs where they lie) and any JSON as state.
 
-    `version` and `updated_at` are assigned by a store, as with `Run`.
+    `version`, `updated_at` and `owner` are assigned by a store, as with `Run`.
     """
 
     WIRE_FIELDS: ClassVar[tuple[str, ...]] = ("id", "history", "state")
@@ -31,3 +31,4 @@ class Session(Record):
 
     version: int | None = Field(default=None, exclude=True, validation_alias="\0acp_store.version")
     updated_at: datetime | None = Field(default=None, exclude=True, validation_alias="\0acp_store.updated_at")
+    owner: str | None = Field(default=None, exclude=True, validation_alias="\0acp_store.owner")
