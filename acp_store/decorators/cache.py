@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CacheStats", "CachedRepository"]
 
-FORMAT: Final = b"1"
+FORMAT: Final = b"2"
 """Part of every key: a version that writes values in another way does not find those of this one."""
 JITTER: Final = 0.1
 """How much shorter than its time to live a value may live, so that not all expire at once."""
@@ -231,28 +231,38 @@ class CachedRepository(_Noting):
             lambda session: ({} if session is None else {_SESSION: text_of(session)}, self._ttl),
         )
 
-    def clear(self) -> None:
-        try:
-            self._inner.clear()
-        finally:
-            self._forget({_ALL})
+    def for_owner(self, owner: str) -> Repository:
+        """As `Repository.for_owner`; reads are answered by the inner repository, which alone knows whose an id is."""
+        return _Owned(self, self._inner.for_owner(owner))
 
-    @contextmanager
-    def transaction(self) -> Iterator[Repository]:
+    def clear(self) -> None:
+        self._clear(self._inner)
+
+    def transaction(self) -> AbstractContextManager[Repository]:
         """As `Repository.transaction`; what it changed is marked just before it is committed."""
-        changed: set[bytes] = set()
-        with ExitStack() as stack, self._inner.transaction() as inner:
-            yield _Inside(inner, changed)
-            if changed:
-                # A network call inside of the transaction, on purpose, and short: a writer that is killed
-                # behind the commit would leave old values otherwise (docs/decisions/0012).
-                stack.enter_context(self._changing(*changed))
+        return self._transaction(self._inner)
 
     def close(self) -> None:
         self._line.close()
         self._inner.close()
 
     # ── the cache ────────────────────────────────────────────────────────────────────────────
+
+    def _clear(self, of: Repository) -> None:
+        try:
+            of.clear()
+        finally:
+            self._forget({_ALL})
+
+    @contextmanager
+    def _transaction(self, of: Repository) -> Iterator[Repository]:
+        changed: set[bytes] = set()
+        with ExitStack() as stack, of.transaction() as inner:
+            yield _Inside(inner, changed)
+            if changed:
+                # A network call inside of the transaction, on purpose, and short: a writer that is killed
+                # behind the commit would leave old values otherwise (docs/decisions/0012).
+                stack.enter_context(self._changing(*changed))
 
     def _status_of(self, run_id: str, *, counted: bool = True) -> str | None:
         def keep(status: str | None) -> _Kept:
@@ -470,6 +480,26 @@ class _Inside(_Noting):
     def _changing(self, *things: bytes) -> AbstractContextManager[None]:
         self._changed.update(things)
         return nullcontext()
+
+
+class _Owned(_Noting):
+    """One owner's: reads what is stored, and has the cache forget what it changes."""
+
+    def __init__(self, cache: CachedRepository, inner: Repository) -> None:
+        super().__init__(inner)
+        self._cache = cache
+
+    def transaction(self) -> AbstractContextManager[Repository]:
+        return self._cache._transaction(self._inner)  # noqa: SLF001
+
+    def clear(self) -> None:
+        self._cache._clear(self._inner)  # noqa: SLF001
+
+    def close(self) -> None:
+        """Do nothing: the repository that everybody's is in is closed by itself."""
+
+    def _changing(self, *things: bytes) -> AbstractContextManager[None]:
+        return self._cache._changing(*things)  # noqa: SLF001
 
 
 class _Missed:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from datetime import datetime
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from acp_store.records import Event, IdPage, Run, RunPage, Session, StoreStats, Verification
 from acp_store.repository import (
@@ -115,9 +115,9 @@ class Decorator(Repository):
     def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
         return self._inner.get_events(run_id, limit, offset)
 
-    def for_owner(self, owner: str) -> Self:
+    def for_owner(self, owner: str) -> Repository:
         owned = copy(self)
-        owned._inner = self._inner.for_owner(owner)
+        owned._inner = self._inner.for_owner(owner)  # noqa: SLF001
         return owned
 
     def verify(self, run_id: str) -> Verification:

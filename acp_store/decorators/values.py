@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from typing import TypeVar
+from urllib.parse import quote, unquote
 
 from pydantic_core import from_json, to_json
 
@@ -21,18 +22,20 @@ R = TypeVar("R", Run, Session)
 
 
 def text_of(record: Run | Session) -> bytes:
-    """Return a record as text: version, time of the save, for a run of its creation, and its JSON."""
+    """Return a record as text: version, time of the save, for a run of its creation, its owner, and its JSON."""
     # The JSON of a run that came without a time of creation has none.
     times = (record.updated_at, record.created_at if isinstance(record, Run) else None)
     words = ["-" if time is None else time.isoformat() for time in times]
-    return " ".join((str(record.version or 0), *words, encode("cached record", record))).encode()
+    owner = "-" if record.owner is None else "=" + quote(record.owner, safe="")
+    return " ".join((str(record.version or 0), *words, owner, encode("cached record", record))).encode()
 
 
 def _record_of(kind: type[R], value: bytes) -> R:
-    version, updated_at, created_at, text = value.decode().split(" ", 3)
+    version, updated_at, created_at, owner, text = value.decode().split(" ", 4)
     record = decode_record(kind, text, in_order=text[1] != " ")
     record.__dict__["version"] = int(version) or None
     record.__dict__["updated_at"] = None if updated_at == "-" else datetime.fromisoformat(updated_at)
+    record.__dict__["owner"] = None if owner == "-" else unquote(owner[1:], errors="strict")
     if isinstance(record, Run) and "created_at" not in record.model_fields_set:
         record.__dict__["created_at"] = datetime.fromisoformat(created_at)
     return record

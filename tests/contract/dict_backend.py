@@ -144,7 +144,7 @@ class CompleteDictRepository(Repository):
             run = self._runs.pop(run_id, None)
             return run is not None or events is not None
 
-    def list_runs(
+    def list_runs(  # type: ignore[override]  # without STATUS_TIMES
         self,
         *,
         agent_name: str | None = None,

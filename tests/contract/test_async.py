@@ -111,6 +111,8 @@ class Awaited(Repository):
         status: str | None = None,
         created_after: datetime | None = None,
         created_before: datetime | None = None,
+        status_after: datetime | None = None,
+        order: Literal["created", "status"] = "created",
         limit: int = 10,
         offset: int = 0,
         cursor: str | None = None,
@@ -123,6 +125,8 @@ class Awaited(Repository):
                 status=status,
                 created_after=created_after,
                 created_before=created_before,
+                status_after=status_after,
+                order=order,
                 limit=limit,
                 offset=offset,
                 cursor=cursor,
@@ -146,6 +150,9 @@ class Awaited(Repository):
 
     def list_ids(self, noun: Literal["runs", "sessions"], *, limit: int = 1000, cursor: str | None = None) -> IdPage:
         return self._loop.run(self._repository.list_ids(noun, limit=limit, cursor=cursor))
+
+    def for_owner(self, owner: str) -> Repository:
+        return Awaited(self._repository.for_owner(owner), self._loop)
 
     def add_event(self, run_id: str, event: EventLike, *, key: str | None = None) -> Event:
         return self._loop.run(self._repository.add_event(run_id, event, key=key))

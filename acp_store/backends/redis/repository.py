@@ -19,9 +19,16 @@ from acp_store.backends.redis.mapping import (
     values_of_run,
     values_of_session,
 )
-from acp_store.checks import check_count, check_name, check_noun, check_time, cursor_of, parse_cursor
+from acp_store.checks import check_count, check_name, check_noun, check_order, check_time, cursor_of, parse_cursor
 from acp_store.codec import decode_events, encode, same_value
-from acp_store.errors import AcpStoreError, ConfigurationError, ConflictError, MissingExtraError, PayloadError
+from acp_store.errors import (
+    AcpStoreError,
+    ConfigurationError,
+    ConflictError,
+    MissingExtraError,
+    PayloadError,
+    UnsupportedError,
+)
 from acp_store.records import Event, IdPage, Message, Run, RunPage, Session, StoreStats, as_event, as_record
 from acp_store.repository import (
     UNSET,
@@ -42,6 +49,8 @@ MOST_IN_A_SCRIPT: Final = 500_000
 """How many events or messages one call may write: Redis takes 1,048,576 words in a command."""
 _LONGEST_TTL: Final = 10 * 365 * 86400.0
 _RUN_FIELDS: Final = ("json", "version", "updated_at", "stamp")
+
+_BEYOND_REDIS: Final = {Capability.TRANSACTIONS, Capability.AUDIT, Capability.OWNERS, Capability.STATUS_TIMES}
 
 T = TypeVar("T")
 
@@ -95,8 +104,8 @@ class RedisRepository(Repository):
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """All but `TRANSACTIONS` and `AUDIT`."""
-        return frozenset(Capability) - {Capability.TRANSACTIONS, Capability.AUDIT}
+        """All but `TRANSACTIONS`, `AUDIT`, `OWNERS` and `STATUS_TIMES`."""
+        return frozenset(Capability) - _BEYOND_REDIS
 
     @property
     def limits(self) -> Limits:
@@ -141,11 +150,15 @@ class RedisRepository(Repository):
         status: str | None = None,
         created_after: datetime | None = None,
         created_before: datetime | None = None,
+        status_after: datetime | None = None,
+        order: Literal["created", "status"] = "created",
         limit: int = 10,
         offset: int = 0,
         cursor: str | None = None,
         total: bool = True,
     ) -> RunPage:
+        if status_after is not None or check_order(order) == "status":
+            raise UnsupportedError("RedisRepository lists runs by their creation only (Capability.STATUS_TIMES)")
         query = Query(
             None if agent_name is None else check_name("agent_name", agent_name),
             None if session_id is None else check_name("session_id", session_id),

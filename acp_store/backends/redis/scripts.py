@@ -183,7 +183,7 @@ SAVE_RUN: Final = Script(
     _RUN
     + r"""
 local json, status, stamp, given, names, expected, force = unpack(ARGV, 5)
-local final = {completed = true, failed = true, cancelled = true}
+local final = {completed = true, failed = true, cancelled = true, rejected = true}
 local stored = redis.call('HMGET', run, 'version', 'status', 'stamp')
 local version = stored[1] or '0'
 if (expected ~= '' and expected ~= version)
