@@ -31,9 +31,9 @@ from typing import IO, TYPE_CHECKING, Any, Final, Self
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Forked"]
+__all__ = ["IMPORTED", "Forked"]
 
-_IMPORTED: Final = (
+IMPORTED: Final = (
     *("acp_store.cli.app", "acp_store.connect", "acp_store.migrate", "acp_store.backends.sql.migrate"),
     *("acp_store.cli.copying", "acp_store.cli.importing", "acp_store.cli.live", "alembic.autogenerate"),
     *("rich.console", "rich.live", "rich.progress", "rich.table", "sqlite3", "redis"),
@@ -52,6 +52,8 @@ class Forked:
         directory: Where it runs; by default where we do.
         stdin: `subprocess.PIPE` or `subprocess.DEVNULL`.
         terminal: A terminal for stdin, stdout and stderr, which it gets for itself; they are pipes otherwise.
+        piped: Whether stdout and stderr are pipes, or ours.
+        imported: What it begins with.
     """
 
     def __init__(
@@ -63,6 +65,8 @@ class Forked:
         directory: str | Path | None = None,
         stdin: int = subprocess.DEVNULL,
         terminal: int | None = None,
+        piped: bool = True,
+        imported: tuple[str, ...] = IMPORTED,
     ) -> None:
         self.stdin: IO[bytes] | None = None
         self.stdout: IO[bytes] | None = None
@@ -78,9 +82,12 @@ class Forked:
                 os.close(written)
                 os.close(read)
                 read = os.open(os.devnull, os.O_RDONLY)
-            out, err = os.pipe(), os.pipe()
-            self.stdout, self.stderr = os.fdopen(out[0], "rb"), os.fdopen(err[0], "rb")
-            streams = [read, out[1], err[1]]
+            if piped:
+                out, err = os.pipe(), os.pipe()
+                self.stdout, self.stderr = os.fdopen(out[0], "rb"), os.fdopen(err[0], "rb")
+                streams = [read, out[1], err[1]]
+            else:
+                streams = [read, os.dup(1), os.dup(2)]
         request = {
             "module": module,
             "arguments": list(arguments),
@@ -90,7 +97,7 @@ class Forked:
         }
         self._keeper, told = socket.socketpair()
         with told:
-            socket.send_fds(_nursery(), [json.dumps(request).encode()], [*streams, told.fileno()])
+            socket.send_fds(_nursery(imported), [json.dumps(request).encode()], [*streams, told.fileno()])
         for stream in streams:
             os.close(stream)
         self.pid = self._told()
@@ -152,12 +159,12 @@ class Forked:
 
 
 @cache
-def _nursery() -> socket.socket:
-    """The line to this process's nursery, which ends with us."""
+def _nursery(imported: tuple[str, ...]) -> socket.socket:
+    """The line to this process's nursery for those who begin with the same, which ends with us."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
     process = subprocess.Popen(
-        [sys.executable, "-m", __name__, str(theirs.fileno())],
+        [sys.executable, "-m", __name__, str(theirs.fileno()), *imported],
         cwd=Path(__file__).parents[1],
         env=kept | {"LC_ALL": "C.UTF-8"},
         pass_fds=[theirs.fileno()],
@@ -178,10 +185,11 @@ def _nursery() -> socket.socket:
 
 def main() -> None:
     """Serve requests; a process that one asks for returns from here only in the end."""
-    for module in _IMPORTED:
+    _, number, *imported = sys.argv
+    for module in imported:
         import_module(module)
     gc.freeze()
-    with socket.socket(fileno=int(sys.argv[1])) as line:
+    with socket.socket(fileno=int(number)) as line:
         while True:
             request, streams, *_ = socket.recv_fds(line, _LARGEST, 4)
             _bury()

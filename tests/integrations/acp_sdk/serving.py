@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
-from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 import httpx
 from acp_sdk.models import Artifact, Error, ErrorCode, Message, MessageAwaitRequest, MessagePart
@@ -15,11 +13,13 @@ from acp_sdk.server import Context, Server
 
 from acp_store import open_repository
 from acp_store.integrations.acp_sdk import RepositoryStore
+from tests.nursery import Forked
 from tests.servers import free_port, wait_until
 
-__all__ = ["Place", "Served"]
+__all__ = ["IMPORTED", "Place", "Served"]
 
-ROOT = Path(__file__).parents[3]
+IMPORTED: Final = ("acp_sdk.client", "acp_sdk.server", "acp_store.integrations.acp_sdk", "acp_store.connect", "redis")
+"""What every process of these tests begins with: importing it takes seconds of CPU."""
 
 
 class Place(NamedTuple):
@@ -36,7 +36,7 @@ class Served:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         given = [place.url, *([place.cache] if place.cache else [])]
-        self._process = subprocess.Popen([sys.executable, "-m", __name__, str(port), *given], cwd=ROOT)
+        self._process = Forked(__name__, [__name__, str(port), *given], piped=False, imported=IMPORTED)
 
     def __enter__(self) -> Self:
         try:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import httpx
 
 from tests.docs.pages import OTHER_ENVIRONMENT, PAGES, Block, blocks_of
+from tests.integrations.acp_sdk.serving import IMPORTED
+from tests.nursery import Forked
 from tests.servers import free_port, wait_until
 
 if TYPE_CHECKING:
@@ -29,21 +29,14 @@ def test_the_page(tmp_path: Path) -> None:
     commands = [block.text for block in blocks if block.kind == "console"]
     assert commands.pop(0) == "$ pip install 'acp-store[acp-sdk]'\n"
     assert commands.pop(0) == "$ python server.py\n"
-    server = subprocess.Popen([sys.executable, "server.py"], cwd=tmp_path, env=_environment())
+    server = _run(tmp_path, "server.py", piped=False)
     try:
         wait_until(lambda: _answers(port), timeout=60, message="the server answers")
         for command in commands:
             line, _, shown = command.partition("\n")
             assert line.startswith("$ python ")
-            script = line.removeprefix("$ python ")
-            got = subprocess.run(
-                [sys.executable, script],
-                cwd=tmp_path,
-                env=_environment(),
-                stdout=subprocess.PIPE,
-                text=True,
-                check=True,
-            ).stdout
+            code, got, problems = _run(tmp_path, line.removeprefix("$ python ")).output()
+            assert code == 0, problems
             assert [text.strip() for text in got.splitlines()] == shown.splitlines()
     finally:
         server.kill()
@@ -60,8 +53,10 @@ def _is(block: Block, name: str) -> bool:
     return block.mark == f"file: {name}"
 
 
-def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
+def _run(directory: Path, script: str, *, piped: bool = True) -> Forked:
+    environment = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
+    name = script.removesuffix(".py")
+    return Forked(name, [script], environment=environment, directory=directory, piped=piped, imported=IMPORTED)
 
 
 def _answers(port: int) -> bool:
