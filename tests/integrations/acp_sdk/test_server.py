@@ -25,7 +25,9 @@ from acp_sdk.models import (
 )
 
 from acp_store import Repository, open_repository
+from acp_store.migrate import upgrade
 from tests.integrations.acp_sdk.serving import Place, Served
+from tests.servers import Postgres
 
 ANSWER = MessageAwaitResume(message=Message(parts=[MessagePart(content="yes")]))
 
@@ -233,3 +235,28 @@ def test_a_killed_server(place: Place) -> None:
     assert str(run.output[0]).startswith("one two ")
     with open_repository(place.url, cache=place.cache) as repository:
         assert len(repository.get_events(str(run.run_id))) >= len(seen) >= 5
+
+
+def test_a_database_that_restarts(own_postgres: Postgres) -> None:
+    """A run that awaits goes on, and new ones are taken, when the database is back; meanwhile clients get errors."""
+    upgrade(own_postgres.url)
+    with Served(Place(own_postgres.url, None)) as served:
+
+        async def work() -> None:
+            async with Client(base_url=served.url, timeout=30) as client:
+                for stop in (own_postgres.stop, own_postgres.kill):
+                    asked = await client.run_sync("Go", agent="asker")
+                    assert asked.status == RunStatus.AWAITING
+                    stop()
+                    for _ in range(2):
+                        # What the SDK does not expect it answers with an error and the connection's end.
+                        with pytest.raises((ACPError, httpx.TransportError)):
+                            await client.run_status(run_id=asked.run_id)
+                        with pytest.raises((ACPError, httpx.TransportError)):
+                            await client.run_sync("Go", agent="echo")
+                    own_postgres.start()
+                    run = await client.run_resume_sync(ANSWER, run_id=asked.run_id)
+                    assert (run.status, str(run.output[0])) == (RunStatus.COMPLETED, "May I? You said yes.")
+                    assert (await client.run_sync("Go", agent="echo")).status == RunStatus.COMPLETED
+
+        asyncio.run(asyncio.wait_for(work(), 120))
