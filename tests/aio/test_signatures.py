@@ -16,7 +16,7 @@ from acp_store import AsyncRepository, Limits, Repository, Run
 from acp_store.repository import UNSET
 
 RENAMED = {"close": "aclose"}
-NOT_AWAITED = {"watch_events", "subscribe", "transaction"}
+NOT_AWAITED = {"for_owner", "watch_events", "subscribe", "transaction"}
 PUBLIC = {name: member for name, member in vars(Repository).items() if not name.startswith("_")}
 METHODS = sorted(name for name, member in PUBLIC.items() if inspect.isfunction(member))
 PROPERTIES = sorted(name for name, member in PUBLIC.items() if isinstance(member, property))
@@ -38,6 +38,8 @@ CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
             "status": "c",
             "created_after": TIME,
             "created_before": TIME.replace(year=2027),
+            "status_after": TIME.replace(year=2028),
+            "order": "status",
             "limit": 0,
             "offset": 5,
             "cursor": "",
