@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["OTHER_ENVIRONMENT", "PAGES", "ROOT", "SERVE", "Block", "blocks_of"]
+__all__ = ["OTHER_ENVIRONMENT", "PAGES", "ROOT", "SERVE", "SERVED", "Block", "blocks_of"]
 
 ROOT: Final = Path(__file__).parents[2]
 PAGES: Final = {
@@ -18,6 +18,9 @@ SERVE: Final = "uvicorn sse:app --timeout-graceful-shutdown 3"
 
 OTHER_ENVIRONMENT: Final = {"docs/howto/acp-sdk.md"}
 """Pages whose examples run in an environment of their own, with the tests of what they are about."""
+
+SERVED: Final = {"docs/howto/openai-agents.md"}
+"""Pages whose examples are a server and its clients, and run with the tests of what they are about."""
 
 _FENCED: Final = re.compile(
     r"^(?:<!-- (?P<mark>.+?) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE

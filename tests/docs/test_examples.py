@@ -34,7 +34,7 @@ from sqlalchemy import Engine, create_engine, make_url
 from sqlalchemy.exc import DBAPIError
 
 from acp_store import AsyncRepository, Repository, open_repository
-from tests.docs.pages import OTHER_ENVIRONMENT, PAGES, ROOT, SERVE, Block, blocks_of
+from tests.docs.pages import OTHER_ENVIRONMENT, PAGES, ROOT, SERVE, SERVED, Block, blocks_of
 from tests.nursery import Forked
 from tests.servers import empty_redis_database
 
@@ -56,7 +56,9 @@ _PROGRAMS: Final = {"acp-store": "acp_store.cli", "alembic": "alembic"}
 _SHELL: Final = re.compile(r"[|&;<>()$`*?#~\n]")
 _FLAGS: Final = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
-WITH_EXAMPLES: Final = [name for name, path in PAGES.items() if blocks_of(path) and name not in OTHER_ENVIRONMENT]
+WITH_EXAMPLES: Final = [
+    name for name, path in PAGES.items() if blocks_of(path) and name not in OTHER_ENVIRONMENT | SERVED
+]
 
 
 @pytest.fixture
