@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, overload
 from uuid import UUID
 
 from pydantic_core import from_json, to_json
@@ -153,19 +153,39 @@ def check_time(what: str, value: object) -> datetime:
         raise PayloadError(f"{what} is outside of the years 1 to 9999 in UTC") from error
 
 
-def cursor_of(created_at: datetime, run_id: str) -> str:
-    """Return the cursor that continues a list of runs after this one."""
-    return base64.urlsafe_b64encode(to_json([created_at.isoformat(), run_id])).decode()
+def cursor_of(time: datetime | None, run_id: str, order: Literal["created", "status"] = "created") -> str:
+    """Return the cursor that continues a list of runs, in an order, after this one.
+
+    Args:
+        time: `Run.created_at`, or in the order of ``status`` `Run.status_at`.
+        run_id: The run.
+        order: How the list is ordered.
+    """
+    place = [None if time is None else time.isoformat(), run_id]
+    return base64.urlsafe_b64encode(to_json(place if order == "created" else [order, *place])).decode()
 
 
-def parse_cursor(cursor: Any) -> tuple[datetime, str]:
+@overload
+def parse_cursor(cursor: Any, order: Literal["created"] = "created") -> tuple[datetime, str]: ...
+
+
+@overload
+def parse_cursor(cursor: Any, order: Literal["status"]) -> tuple[datetime | None, str]: ...
+
+
+def parse_cursor(cursor: Any, order: Literal["created", "status"] = "created") -> tuple[datetime | None, str]:
     """Return the time and id that `cursor_of` was given.
 
     Raises:
-        PayloadError: The cursor is none of ours.
+        PayloadError: The cursor is none of ours, or of a list in the other order.
     """
     try:
-        created_at, run_id = from_json(base64.urlsafe_b64decode(cursor))
-        return check_time("cursor", datetime.fromisoformat(created_at)), check_name("cursor", run_id)
+        *kind, time, run_id = from_json(base64.urlsafe_b64decode(cursor))
+        found = check_order(*kind or ["created"])
+        at = None if time is None and found == "status" else check_time("cursor", datetime.fromisoformat(time))
+        run_id = check_name("cursor", run_id)
     except (ValueError, TypeError, binascii.Error) as error:
         raise PayloadError("cursor is none of ours: pass RunPage.next_cursor of the page before, unchanged") from error
+    if found != order:
+        raise PayloadError(f"cursor is of a list in the order of {found!r}, not of {order!r}")
+    return at, run_id

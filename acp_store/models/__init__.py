@@ -28,7 +28,7 @@ __all__ = [
     "TombstoneRow",
 ]
 
-REVISION: Final = "0004"
+REVISION: Final = "0005"
 VERSION_TABLE: Final = "acp_alembic_version"
 VIEWS: Final = (
     "audit_daily",

@@ -7,13 +7,17 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, DateTime, Dialect, MetaData, Text, TypeDecorator, cast, type_coerce
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.elements import UnaryExpression
 from sqlalchemy.types import UserDefinedType
 
 from acp_store.codec import decode_value, encode
 from acp_store.errors import PayloadError
 
-__all__ = ["Base", "JSONText", "Name", "Stamped", "UTCDateTime"]
+__all__ = ["Bare", "Base", "JSONText", "Name", "Stamped", "UTCDateTime", "newest_first"]
 
 
 class Base(DeclarativeBase):
@@ -65,6 +69,15 @@ class _PostgresJSON(UserDefinedType[str]):
         return "JSON"
 
 
+class Bare(UserDefinedType[Any]):
+    """The type of a parameter that the database finds out by itself: SQLAlchemy writes none beside it.
+
+    For statements with many: psycopg keeps none of more than 4,096 characters at hand.
+    """
+
+    cache_ok = True
+
+
 class JSONText(TypeDecorator[Any]):
     """A JSON document kept as the text it was given: ``json`` on PostgreSQL, TEXT on SQLite.
 
@@ -94,3 +107,20 @@ class Stamped:
     actor: Mapped[str | None] = mapped_column(Name())
     reason: Mapped[str | None] = mapped_column(Text)
     trace_id: Mapped[str | None] = mapped_column(Name())
+
+
+class _NullsLast(UnaryExpression[Any]):
+    """A descending column whose NULLs come last."""
+
+    inherit_cache = True
+
+
+def newest_first(column: Any) -> ColumnElement[Any]:
+    """Return a column as an order, of an index too: the newest first, those without one last."""
+    return _NullsLast(column.desc(), modifier=operators.nulls_last_op, wraps_column_expression=False)
+
+
+@compiles(_NullsLast, "sqlite")
+def _where_sqlite_has_them_anyway(element: Any, compiler: SQLCompiler, **options: Any) -> str:
+    # Its indexes refuse to hear it.
+    return compiler.process(element.element, **options)

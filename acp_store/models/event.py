@@ -45,7 +45,8 @@ class EventRow(Stamped, Base):
 class EventHeadRow(Base):
     """The number, time and digest of a run's last event: locking it orders the writers of one run.
 
-    The narrow row is updated in its page (HOT); the fill factor leaves room for that.
+    The narrow row is updated in its page (HOT); the fill factor leaves room for that. A run that is saved
+    in an owner's name has one before its first event, numbered 0: two owners cannot both make it.
     """
 
     __tablename__ = "acp_event_heads"
@@ -54,8 +55,18 @@ class EventHeadRow(Base):
     last_seq: Mapped[int] = mapped_column(BigInteger)
     recorded_at: Mapped[datetime | None] = mapped_column(UTCDateTime())
     digest: Mapped[bytes | None] = mapped_column(LargeBinary)
+    owner: Mapped[str | None] = mapped_column(Name(), comment="Whose the id is while there is no run; NULL: nobody's")
 
-    __table_args__ = {"postgresql_with": {"fillfactor": 50}}  # noqa: RUF012  # SQLAlchemy's declarative form
+    __table_args__ = (
+        Index(
+            "ix_acp_event_heads_owner",
+            owner,
+            run_id,
+            postgresql_where=owner.is_not(None),
+            sqlite_where=owner.is_not(None),
+        ),
+        {"postgresql_with": {"fillfactor": 50}},
+    )
 
 
 class ErasureRow(Stamped, Base):

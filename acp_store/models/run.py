@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import BigInteger, ForeignKey, Index, LargeBinary, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from acp_store.models.base import Base, JSONText, Name, Stamped, UTCDateTime
+from acp_store.models.base import Base, JSONText, Name, Stamped, UTCDateTime, newest_first
 
 __all__ = ["RunRow", "RunStatusRow"]
 
@@ -37,18 +37,39 @@ class RunRow(Stamped, Base):
     )
     created_at: Mapped[datetime] = mapped_column(UTCDateTime())
     finished_at: Mapped[datetime | None] = mapped_column(UTCDateTime())
+    status_at: Mapped[datetime | None] = mapped_column(
+        UTCDateTime(), comment="When the run got its status, where its writer says so"
+    )
     updated_at: Mapped[datetime] = mapped_column(UTCDateTime())
     version: Mapped[int] = mapped_column(BigInteger, comment="Number of saves")
     output_version: Mapped[int | None] = mapped_column(BigInteger, comment="The save that last changed the output")
     history_digest: Mapped[bytes | None] = mapped_column(
         LargeBinary, comment="Digest of the last row of the status history"
     )
+    owner: Mapped[str | None] = mapped_column(Name(), comment="In whose name the run was first saved; NULL: nobody's")
 
     __table_args__ = (
         Index("ix_acp_runs_created_at", created_at.desc(), run_id),
         Index("ix_acp_runs_agent_name", agent_name, created_at.desc(), run_id),
         Index("ix_acp_runs_session_id", session_id, created_at.desc(), run_id),
         Index("ix_acp_runs_status", status, created_at.desc(), run_id),
+        # Runs without an owner pay nothing for these.
+        Index(
+            "ix_acp_runs_owner_created_at",
+            owner,
+            created_at.desc(),
+            run_id,
+            postgresql_where=owner.is_not(None),
+            sqlite_where=owner.is_not(None),
+        ),
+        Index(
+            "ix_acp_runs_owner_status_at",
+            owner,
+            newest_first(status_at),
+            run_id.desc(),
+            postgresql_where=owner.is_not(None),
+            sqlite_where=owner.is_not(None),
+        ),
     )
 
 

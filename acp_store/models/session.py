@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Text
+from sqlalchemy import BigInteger, ForeignKey, Index, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from acp_store.models.base import Base, JSONText, Name, Stamped, UTCDateTime
@@ -28,6 +28,19 @@ class SessionRow(Stamped, Base):
     created_at: Mapped[datetime] = mapped_column(UTCDateTime())
     updated_at: Mapped[datetime] = mapped_column(UTCDateTime())
     version: Mapped[int] = mapped_column(BigInteger, comment="Number of saves and appends")
+    owner: Mapped[str | None] = mapped_column(
+        Name(), comment="In whose name the session was first saved; NULL: nobody's"
+    )
+
+    __table_args__ = (
+        Index(
+            "ix_acp_sessions_owner",
+            owner,
+            session_id,
+            postgresql_where=owner.is_not(None),
+            sqlite_where=owner.is_not(None),
+        ),
+    )
 
 
 class SessionMessageRow(Stamped, Base):

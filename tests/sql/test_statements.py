@@ -130,12 +130,12 @@ def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         admin.execute("drop database plans with (force)")
 
 
-def _plan(engine: Engine, filters: dict[str, str], *, cursor: bool, total: bool) -> str:
+def _plan(engine: Engine, filters: dict[str, str], order: str, after: str | None, *, explain: str = "") -> str:
     repository = SQLRepository(engine)
-    prepared = repository._bind.prepare(statements.list_runs, frozenset(filters), cursor, False, total)
-    values = filters | {"limit": 10, "offset": 0, "end": 10}
-    values |= {"cursor_created_at": "2026-01-01 04:00:00.000000", "cursor_run_id": "run-9"}
-    explain = "EXPLAIN QUERY PLAN " if engine.dialect.name == "sqlite" else "EXPLAIN "
+    prepared = repository._bind.prepare(statements.list_runs, frozenset(filters), order, after, False, False)
+    values = filters | {"limit": 10, "offset": 0, "end": 10, "reach": 11}
+    values |= {"cursor_at": "2026-01-01 04:00:00.000000", "cursor_run_id": "run-9"}
+    explain = "EXPLAIN QUERY PLAN " if engine.dialect.name == "sqlite" else f"EXPLAIN {explain}"
     parameters: Any = prepared.parameters(values)
     with engine.connect() as connection:
         rows = connection.exec_driver_sql(
@@ -151,7 +151,7 @@ def test_every_filter_uses_an_index(
     filled: dict[str, Engine], kind: str, filters: dict[str, str], cursor: bool
 ) -> None:
     """No page is found by reading the whole table or by sorting it, whatever the filters."""
-    plan = _plan(filled[kind], filters, cursor=cursor, total=False)
+    plan = _plan(filled[kind], filters, "created", "created" if cursor else None)
     assert "ix_acp_runs_" in plan
     assert "Seq Scan" not in plan
     assert "SCAN acp_runs" not in plan.replace("SCAN acp_runs USING INDEX", "").replace(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeAlias
 
 from sqlalchemy import URL, ColumnElement, Connection, Engine
@@ -18,10 +19,25 @@ from acp_store.chain import EventText, StatusText
 from acp_store.errors import AcpStoreError, ConfigurationError
 from acp_store.watching import Notifier, Subscription
 
-__all__ = ["Bind", "DuplicateKeyError", "EngineOptions", "Finding", "GiveBack", "NewEvent", "SQLDialect"]
+__all__ = [
+    "NOBODY",
+    "Bind",
+    "DuplicateKeyError",
+    "EngineOptions",
+    "Finding",
+    "GiveBack",
+    "NewEvent",
+    "Owner",
+    "SQLDialect",
+]
 
 GiveBack: TypeAlias = Callable[..., None]
 """Gives a notifier back; returns at once with ``wait=False``."""
+
+Owner: TypeAlias = Mapping[str, str]
+"""The value of a statement's parameter ``owner``; empty where it is in nobody's name."""
+
+NOBODY: Final[Owner] = MappingProxyType({})
 
 MAX_TIMEOUT: Final = 86_400.0
 """Longest `timeout` in seconds: a day, which every driver can count in its own units."""
@@ -120,7 +136,11 @@ class Finding:
 
 
 class SQLDialect(ABC):
-    """One database: how to open it, what its errors mean, and the writes it words in its own way."""
+    """One database: how to open it, what its errors mean, and the writes it words in its own way.
+
+    Writes are in the name of an `owner`, whose they are and whose alone they touch, or in nobody's, where
+    they touch everybody's; where a write is `owned`, its values name the owner.
+    """
 
     name: ClassVar[str]
     alters_columns: ClassVar[bool]
@@ -233,48 +253,54 @@ class SQLDialect(ABC):
 
     @abstractmethod
     def save_run(
-        self, bind: Bind, values: Values, *, expected: int | None, force: bool, text: StatusText | None
+        self, bind: Bind, values: Values, *, expected: int | None, force: bool, text: StatusText | None, owned: bool
     ) -> Row | None:
         """Save a run and, where its status changed, the history, chained where there is a `text`.
 
         Returns:
-            Version, time of the save and time of creation; None if refused.
+            Version, time of the save, time of creation and owner; None if refused.
         """
 
     @abstractmethod
-    def delete_run(self, bind: Bind, run_id: str, who: Stamp) -> bool:
+    def delete_run(self, bind: Bind, run_id: str, who: Stamp, owner: Owner) -> bool:
         """Delete a run with its events, leaving a tombstone; return whether there was either."""
 
     @abstractmethod
-    def save_session(self, bind: Bind, values: Values, messages: Sequence[str], *, expected: int | None) -> Row | None:
+    def save_session(
+        self, bind: Bind, values: Values, messages: Sequence[str], *, expected: int | None, owned: bool
+    ) -> Row | None:
         """Save a session, writing only messages that changed; return its head, None if refused."""
 
     @abstractmethod
-    def delete_session(self, bind: Bind, session_id: str, who: Stamp) -> bool:
+    def delete_session(self, bind: Bind, session_id: str, who: Stamp, owner: Owner) -> bool:
         """Delete a session with its messages, leaving a tombstone; return whether it was there."""
 
     @abstractmethod
-    def append_messages(self, bind: Bind, values: Values, messages: Sequence[str], *, state: bool) -> Row:
-        """Append messages to a session; return its head."""
+    def append_messages(
+        self, bind: Bind, values: Values, messages: Sequence[str], *, state: bool, owned: bool
+    ) -> Row | None:
+        """Append messages to a session; return its head, None if refused."""
 
     @abstractmethod
-    def append_event(self, bind: Bind, run_id: str, event: NewEvent, who: Stamp) -> Row:
-        """Append one event; return its seq and time.
+    def append_event(self, bind: Bind, run_id: str, event: NewEvent, who: Stamp, owner: Owner) -> Row | None:
+        """Append one event; return its seq and time, None if refused.
 
         Raises:
             DuplicateKeyError: The run has an event with this key; nothing was written.
         """
 
     @abstractmethod
-    def append_events(self, bind: Bind, run_id: str, events: Sequence[NewEvent], who: Stamp) -> Row:
-        """Append events without keys, with consecutive numbers; return the first seq and the time."""
+    def append_events(
+        self, bind: Bind, run_id: str, events: Sequence[NewEvent], who: Stamp, owner: Owner
+    ) -> Row | None:
+        """Append events without keys, with consecutive numbers; return the first seq and the time, None if refused."""
 
     @abstractmethod
-    def erase_event(self, bind: Bind, run_id: str, seq: int, who: Stamp) -> bool:
+    def erase_event(self, bind: Bind, run_id: str, seq: int, who: Stamp, owner: Owner) -> bool:
         """Erase an event's payload and record that; return whether there was one."""
 
     @abstractmethod
-    def delete_all(self, unit: Bind, who: Stamp) -> None:
+    def delete_all(self, unit: Bind, who: Stamp, owner: Owner) -> None:
         """Delete every run and session, leaving a tombstone for each."""
 
     @abstractmethod

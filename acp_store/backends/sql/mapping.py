@@ -51,6 +51,7 @@ def values_of_run(run: Run, dialect: SQLDialect, who: Stamp) -> dict[str, Any]:
         "run_finished_at": None
         if run.finished_at is None
         else dialect.time_in(check_time("finished_at", run.finished_at)),
+        "run_status_at": None if run.status_at is None else dialect.time_in(check_time("status_at", run.status_at)),
         "run_actor": who.actor,
         "run_reason": who.reason,
         "run_trace_id": who.trace_id,
@@ -76,6 +77,8 @@ def run_from_row(row: Row, dialect: SQLDialect) -> Run:
         wire_fields,
         updated_at,
         version,
+        status_at,
+        owner,
     ) = row
     fields = {
         "run_id": _string(run_id),
@@ -90,6 +93,7 @@ def run_from_row(row: Row, dialect: SQLDialect) -> Run:
         "input": input_,
         "mode": None if mode is None else _string(mode),
         "metadata": metadata,
+        "status_at": None if status_at is None else _time(dialect.time_out(status_at)),
     }
     if wire_fields is None:
         names = [*Run.WIRE_FIELDS, *(name for name in Run.BEYOND_THE_WIRE if fields[name] is not None)]
@@ -98,7 +102,7 @@ def run_from_row(row: Row, dialect: SQLDialect) -> Run:
     text = _object(fields, names, extra)
     documents = (await_request, output, error, input_, metadata)
     run = decode_record(Run, text, in_order=wire_fields is None and _in_order(documents))
-    run.__dict__.update(version=version, updated_at=dialect.time_out(updated_at))
+    run.__dict__.update(version=version, updated_at=dialect.time_out(updated_at), owner=owner)
     if "created_at" not in names:
         run.__dict__["created_at"] = dialect.time_out(created_at)
     return run
@@ -146,14 +150,14 @@ def message_text(session_id: str, message: Message | str) -> str:
 
 def session_from_row(row: Row, dialect: SQLDialect) -> Session:
     """Return the session of a row with the columns of `statements.get_session`."""
-    session_id, history, state, extra, wire_fields, updated_at, version = row
+    session_id, history, state, extra, wire_fields, updated_at, version, owner = row
     fields = {"id": _string(session_id), "history": f"[{history or ''}]", "state": state or "null"}
     names = Session.WIRE_FIELDS if wire_fields is None else _split(wire_fields)
     # What was appended to a session that came without it is in its JSON from then on.
     names = [*names, *(name for name, value in (("state", state), ("history", history)) if value and name not in names)]
     in_order = wire_fields is None and _in_order((state,)) and '{ "' not in (history or "")
     session = decode_record(Session, _object(fields, names, extra), in_order=in_order)
-    session.__dict__.update(version=version, updated_at=dialect.time_out(updated_at))
+    session.__dict__.update(version=version, updated_at=dialect.time_out(updated_at), owner=owner)
     return session
 
 

@@ -30,8 +30,8 @@ class Numbers(NamedTuple):
 
 def take_numbers(
     unit: Bind, advance: Prepared, values: Values, events: Sequence[NewEvent], time_out: Callable[[Any], datetime]
-) -> Numbers:
-    """Take a number for each event, in a transaction: whoever comes next waits for its end.
+) -> Numbers | None:
+    """Take a number for each event, in a transaction: whoever comes next waits for its end. None if refused.
 
     Args:
         unit: The transaction.
@@ -40,7 +40,10 @@ def take_numbers(
         events: The events, all of them chained or none.
         time_out: Makes a time of what the driver gives.
     """
-    ((last, recorded_at, digest),) = unit.write(advance, {**values, "count": len(events)})
+    rows = unit.write(advance, {**values, "count": len(events)})
+    if not rows:
+        return None
+    last, recorded_at, digest = rows[0]
     first = last - len(events) + 1
     texts = [event.text for event in events if event.text is not None]
     if not texts:

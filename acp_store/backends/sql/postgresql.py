@@ -42,6 +42,7 @@ from acp_store.backends.sql.dialect import (
     Finding,
     GiveBack,
     NewEvent,
+    Owner,
     SQLDialect,
 )
 from acp_store.backends.sql.notify import PostgreSQLNotifier, SharedNotifiers
@@ -230,19 +231,20 @@ class PostgreSQL(SQLDialect):
         return pg.readable_time(column)
 
     def save_run(
-        self, bind: Bind, values: Values, *, expected: int | None, force: bool, text: StatusText | None
+        self, bind: Bind, values: Values, *, expected: int | None, force: bool, text: StatusText | None, owned: bool
     ) -> Row | None:
-        statement = bind.prepare(pg.save_run, statements.save_variant(expected), force, text is not None)
+        statement = bind.prepare(pg.save_run, statements.save_variant(expected), force, text is not None, owned)
         rows = bind.write(statement, values if text is None else {**values, **pg.pieces(text)})
         return rows[0] if rows else None
 
-    def delete_run(self, bind: Bind, run_id: str, who: Stamp) -> bool:
-        values = {"id": run_id, **who._asdict()}
-        return bool(bind.write(bind.prepare(pg.call, "acp_delete_run", bind.prepare.schema), values)[0][0])
+    def delete_run(self, bind: Bind, run_id: str, who: Stamp, owner: Owner) -> bool:
+        return _call(bind, "acp_delete_run", {"id": run_id, **who._asdict()}, owner)
 
-    def save_session(self, bind: Bind, values: Values, messages: Sequence[str], *, expected: int | None) -> Row | None:
+    def save_session(
+        self, bind: Bind, values: Values, messages: Sequence[str], *, expected: int | None, owned: bool
+    ) -> Row | None:
         with bind.unit() as unit:
-            rows = unit.write(unit.prepare(pg.save_session, statements.save_variant(expected)), values)
+            rows = unit.write(unit.prepare(pg.save_session, statements.save_variant(expected), owned), values)
             if rows:
                 session_id = values["session_session_id"]
                 unit.write(
@@ -256,15 +258,17 @@ class PostgreSQL(SQLDialect):
                     )
         return rows[0] if rows else None
 
-    def delete_session(self, bind: Bind, session_id: str, who: Stamp) -> bool:
-        values = {"id": session_id, **who._asdict()}
-        return bool(bind.write(bind.prepare(pg.call, "acp_delete_session", bind.prepare.schema), values)[0][0])
+    def delete_session(self, bind: Bind, session_id: str, who: Stamp, owner: Owner) -> bool:
+        return _call(bind, "acp_delete_session", {"id": session_id, **who._asdict()}, owner)
 
-    def append_messages(self, bind: Bind, values: Values, messages: Sequence[str], *, state: bool) -> Row:
-        statement = bind.prepare(pg.append_messages, state)
-        return bind.write(statement, {**values, "messages": "[" + ",".join(messages) + "]"})[0]
+    def append_messages(
+        self, bind: Bind, values: Values, messages: Sequence[str], *, state: bool, owned: bool
+    ) -> Row | None:
+        statement = bind.prepare(pg.append_messages, state, owned)
+        rows = bind.write(statement, {**values, "messages": "[" + ",".join(messages) + "]"})
+        return rows[0] if rows else None
 
-    def append_event(self, bind: Bind, run_id: str, event: NewEvent, who: Stamp) -> Row:
+    def append_event(self, bind: Bind, run_id: str, event: NewEvent, who: Stamp, owner: Owner) -> Row | None:
         event_type, payload, key, salt, payload_digest, text = event
         values = {
             "run_id": run_id,
@@ -277,50 +281,63 @@ class PostgreSQL(SQLDialect):
             "actor": who.actor,
             "reason": who.reason,
             "trace_id": who.trace_id,
+            **owner,
         }
         if text is not None:
             values |= pg.pieces(text)
-        return bind.write(bind.prepare(pg.append_event, text is not None), values)[0]
+        rows = bind.write(bind.prepare(pg.append_event, text is not None, bool(owner)), values)
+        return rows[0] if rows else None
 
-    def append_events(self, bind: Bind, run_id: str, events: Sequence[NewEvent], who: Stamp) -> Row:
+    def append_events(
+        self, bind: Bind, run_id: str, events: Sequence[NewEvent], who: Stamp, owner: Owner
+    ) -> Row | None:
         if len(events) == 1:
-            return self.append_event(bind, run_id, events[0], who)
+            return self.append_event(bind, run_id, events[0], who, owner)
         values = {
             "run_id": run_id,
             "count": len(events),
             "payloads": "[" + ",".join([event.payload for event in events]) + "]",
             **who._asdict(),
+            **owner,
         }
         text = events[0].text
         if text is None:
-            return min(bind.write(bind.prepare(pg.append_events), values))
+            return min(bind.write(bind.prepare(pg.append_events, bool(owner)), values), default=None)
         values["salts"] = b"".join([event.salt or b"" for event in events])
         values["payload_digests"] = b"".join([event.payload_digest or b"" for event in events])
         if len(events) > _MOST_IN_ONE_STATEMENT:
-            return self._append_many(bind, values, events)
+            return self._append_many(bind, values, events, owned=bool(owner))
         values |= pg.pieces(text) | pg.pieces_of_batch(events)
-        rows = bind.write(bind.prepare(pg.append_chained_events), values)
-        # None where another made the run's first event at the same moment: now there is a head to lock.
-        return min(rows) if rows else self.append_events(bind, run_id, events, who)
+        rows = bind.write(bind.prepare(pg.append_chained_events, bool(owner)), values)
+        if rows:
+            return min(rows)
+        if owner and not bind.read(bind.prepare(statements.may_append), values):
+            return None
+        # Another made the run's first event at the same moment: now there is a head to lock.
+        return self.append_events(bind, run_id, events, who, owner)
 
-    def _append_many(self, bind: Bind, values: dict[str, Any], events: Sequence[NewEvent]) -> Row:
+    def _append_many(
+        self, bind: Bind, values: dict[str, Any], events: Sequence[NewEvent], *, owned: bool
+    ) -> Row | None:
         with bind.unit() as unit:
-            numbers = take_numbers(unit, unit.prepare(pg.advance_head), values, events, self.time_out)
+            numbers = take_numbers(unit, unit.prepare(pg.advance_head, owned), values, events, self.time_out)
+            if numbers is None:
+                return None
             digests = b"".join([digest or b"" for digest in numbers.digests])
             placed = {"first": numbers.first, "recorded_at": numbers.recorded_at, "digests": digests}
             unit.write(unit.prepare(pg.put_events), {**values, **placed})
         return numbers.first, numbers.recorded_at
 
-    def erase_event(self, bind: Bind, run_id: str, seq: int, who: Stamp) -> bool:
-        values = {"id": run_id, "seq": seq, **who._asdict()}
-        return bool(bind.write(bind.prepare(pg.call, "acp_erase_event", bind.prepare.schema), values)[0][0])
+    def erase_event(self, bind: Bind, run_id: str, seq: int, who: Stamp, owner: Owner) -> bool:
+        return _call(bind, "acp_erase_event", {"id": run_id, "seq": seq, **who._asdict()}, owner)
 
-    def delete_all(self, unit: Bind, who: Stamp) -> None:
+    def delete_all(self, unit: Bind, who: Stamp, owner: Owner) -> None:
         for function, ids in (
             ("acp_delete_run", statements.all_run_ids),
             ("acp_delete_session", statements.all_session_ids),
         ):
-            unit.write(unit.prepare(pg.call_for_all, function, ids, unit.prepare.schema), who._asdict())
+            call = unit.prepare(pg.call_for_all, function, ids, unit.prepare.schema, bool(owner))
+            unit.write(call, {**who._asdict(), **owner})
 
     def missing_functions(self, connection: Connection, schema: str | None) -> list[str]:
         prefix = f"{quote(schema)}." if schema else ""
@@ -377,6 +394,11 @@ class PostgreSQL(SQLDialect):
             )
             for (index,) in connection.execute(_INVALID_INDEXES, names)
         ]
+
+
+def _call(bind: Bind, function: str, values: Values, owner: Owner) -> bool:
+    rows = bind.write(bind.prepare(pg.call, function, bind.prepare.schema, bool(owner)), {**values, **owner})
+    return bool(rows and rows[0][0])
 
 
 _SERVER: Final = sa.text("""

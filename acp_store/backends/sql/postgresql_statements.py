@@ -29,8 +29,8 @@ from sqlalchemy.sql.functions import Function
 from acp_store.backends.sql import statements
 from acp_store.backends.sql.dialect import NewEvent
 from acp_store.chain import DIGEST_BYTES, SALT_BYTES, EventText, StatusText
-from acp_store.models import EventHeadRow, EventRow, RunStatusRow, SessionMessageRow
-from acp_store.models.base import JSONText, Name, UTCDateTime
+from acp_store.models import EventHeadRow, EventRow, RunRow, RunStatusRow, SessionMessageRow
+from acp_store.models.base import Bare, JSONText, Name, UTCDateTime
 
 __all__ = [
     "advance_head",
@@ -51,23 +51,28 @@ __all__ = [
 
 _CLOCK: Final = func.clock_timestamp()
 _ONE: Final = literal_column("1", BigInteger)
-_PIECES: Final = {kind: [f"chain_{name}" for name in kind._fields] for kind in (EventText, StatusText)}
+_PIECES: Final = {
+    kind: [f"c_{name.removeprefix('until_')}" for name in kind._fields] for kind in (EventText, StatusText)
+}
 
 
-def call(function: str, schema: str | None) -> sa.Select[Any]:
-    """Call one of the functions of revision 0003, with the parameters that it names."""
+def call(function: str, schema: str | None, owned: bool) -> sa.Select[Any]:
+    """Call one of the functions of revision 0003, with the parameters that it names; no row if refused."""
     parameters: dict[str, Any] = {"id": Name()}
     if function == "acp_erase_event":
         parameters["seq"] = BigInteger()
     parameters |= dict.fromkeys(statements.STAMP, Text())
     arguments = [bindparam(name, type_=type_) for name, type_ in parameters.items()]
-    return select(_function(function, schema, *arguments))
+    id_ = bindparam("id", type_=Name())
+    of_session = function == "acp_delete_session"
+    allowed = statements.is_owners_session(id_, owned) if of_session else statements.is_owners(id_, owned)
+    return select(_function(function, schema, *arguments)).where(*allowed)
 
 
-def call_for_all(function: str, ids: Callable[[], Any], schema: str | None) -> sa.Select[Any]:
+def call_for_all(function: str, ids: Callable[[bool], Any], schema: str | None, owned: bool) -> sa.Select[Any]:
     """Call one of them for each id that a statement reads."""
     who = [bindparam(name, type_=Text()) for name in statements.STAMP]
-    all_ids = ids().subquery()
+    all_ids = ids(owned).subquery()
     return select(_function(function, schema, all_ids.c.id, *who))
 
 
@@ -113,7 +118,7 @@ def pieces_of_batch(events: Sequence[NewEvent]) -> dict[str, Any]:
 
 
 def _piece(name: str) -> ColumnElement[Any]:
-    return bindparam(f"chain_{name}", type_=Text())
+    return bindparam(f"c_{name}", type_=Text())
 
 
 def _sha256(*texts: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -146,13 +151,13 @@ def _status_digest(
     time: ColumnElement[Any], status: ColumnElement[Any], previous: ColumnElement[Any], version: ColumnElement[Any]
 ) -> ColumnElement[Any]:
     return _sha256(
-        _piece("until_time"),
+        _piece("time"),
         _moment(time),
-        _piece("until_from"),
+        _piece("from"),
         _string(status),
-        _piece("until_previous"),
+        _piece("previous"),
         _hex(previous),
-        _piece("until_version"),
+        _piece("version"),
         cast(version, Text),
         _piece("end"),
     )
@@ -162,43 +167,60 @@ def _event_digest(
     previous: ColumnElement[Any], time: ColumnElement[Any], seq: ColumnElement[Any]
 ) -> ColumnElement[Any]:
     return _sha256(
-        _piece("until_previous"),
+        _piece("previous"),
         _hex(previous),
-        _piece("until_time"),
+        _piece("time"),
         _moment(time),
-        _piece("until_seq"),
+        _piece("seq"),
         cast(seq, Text),
         _piece("end"),
     )
 
 
-def save_run(variant: str, force: bool, chained: bool) -> sa.Select[Any]:
+def _free(run_id: ColumnElement[Any], variant: str) -> ColumnElement[bool]:
+    """Return the condition that an owner may save a new run: it has the head of its events, or makes it now.
+
+    Of two owners that come at once with the same new id, whatever they do with it, one has the head.
+    """
+    there = statements.there_is(RunRow, run_id)
+    new = {"run_id": run_id, "last_seq": literal_column("0", BigInteger), "owner": statements.OWNER}
+    claim = pg_insert(EventHeadRow).from_select(list(new), select(*new.values()).where(~there))
+    owner = claim.excluded.owner
+    claim = claim.on_conflict_do_update(
+        index_elements=["run_id"], set_={"owner": owner}, where=EventHeadRow.owner == owner
+    )
+    claimed = select(claim.returning(_ONE.label("one")).cte("claim")).exists()
+    return sa.or_(claimed, there) if variant == "upsert" else claimed
+
+
+def save_run(variant: str, force: bool, chained: bool, owned: bool) -> sa.Select[Any]:
     """Save a run and, where its status changed, write the history, chained or not."""
     digest = _status_digest if chained else None
-    saved = statements.save_run(pg_insert, _now, variant, force, digest).cte("saved")
-    run_id, status = (bindparam(name, type_=Name()) for name in ("run_run_id", "run_status"))
+    run_id, status = (bindparam(name, type_=Bare()) for name in ("run_run_id", "run_status"))
+    free = _free(run_id, variant) if owned else None
+    saved = statements.save_run(pg_insert, _now, variant, force=force, digest=digest, free=free).cte("saved")
     history = (
         insert(RunStatusRow)
         .from_select(
             ["run_id", "version", "from_status", "to_status", "changed_at", *statements.STAMP, "digest"],
             select(
-                cast(run_id, Name()),
+                run_id,
                 saved.c.version,
                 saved.c.previous_status,
-                cast(status, Name()),
+                status,
                 saved.c.updated_at,
-                *[cast(bindparam(f"run_{name}", type_=Text()), Text) for name in statements.STAMP],
+                *[bindparam(f"run_{name}", type_=Bare()) for name in statements.STAMP],
                 saved.c.history_digest if chained else cast(None, LargeBinary),
             ).where(saved.c.previous_status.is_distinct_from(status)),
         )
         .cte("history")
     )
-    return select(saved.c.version, saved.c.updated_at, saved.c.created_at).add_cte(history)
+    return select(saved.c.version, saved.c.updated_at, saved.c.created_at, saved.c.owner).add_cte(history)
 
 
-def save_session(variant: str) -> Any:
+def save_session(variant: str, owned: bool) -> Any:
     """Save a session's head."""
-    return statements.save_session(pg_insert, _CLOCK, variant)
+    return statements.save_session(pg_insert, _CLOCK, variant, owned)
 
 
 def _elements(parameter: str) -> Any:
@@ -239,9 +261,9 @@ def _session_stamp() -> list[ColumnElement[Any]]:
     return [cast(bindparam(f"session_{name}", type_=Text()), Text) for name in statements.STAMP]
 
 
-def append_messages(state: bool) -> sa.Select[Any]:
+def append_messages(state: bool, owned: bool) -> sa.Select[Any]:
     """Append messages behind a session's history."""
-    head = statements.extend_session(pg_insert, _CLOCK, state).cte("head")
+    head = statements.extend_session(pg_insert, _CLOCK, state, owned).cte("head")
     given = _elements("messages")
     count = bindparam("session_message_count", type_=BigInteger)
     appended = (
@@ -265,16 +287,29 @@ def _stamp() -> list[ColumnElement[Any]]:
     return [cast(bindparam(name, type_=Text()), Text) for name in statements.STAMP]
 
 
-def advance_head() -> Any:
+def _owners_run(owned: bool) -> ColumnElement[bool] | None:
+    """Return the condition that the run is the owner's, for an append.
+
+    A name, as in an ON CONFLICT SQLAlchemy leaves out the schema; what it stands for is written where it
+    is met first, before that.
+    """
+    if not owned:
+        return None
+    mine = select(_ONE.label("one")).where(RunRow.run_id == bindparam("run_id", type_=Name()))
+    return select(mine.where(RunRow.owner == statements.OWNER).cte("mine")).exists()
+
+
+def advance_head(owned: bool) -> Any:
     """Take numbers for events whose digests are made by the caller."""
     head = EventHeadRow
-    return statements.advance_head(pg_insert, _now).returning(head.last_seq, head.recorded_at, head.digest)
+    columns = head.last_seq, head.recorded_at, head.digest
+    return statements.advance_head(pg_insert, _now, None, _owners_run(owned)).returning(*columns)
 
 
-def append_event(chained: bool) -> Any:
+def append_event(chained: bool, owned: bool) -> Any:
     """Append one event, chained or not."""
     head = (
-        statements.advance_head(pg_insert, _now, _event_digest if chained else None)
+        statements.advance_head(pg_insert, _now, _event_digest if chained else None, _owners_run(owned))
         .returning(EventHeadRow.run_id, EventHeadRow.last_seq, EventHeadRow.recorded_at, EventHeadRow.digest)
         .cte("head")
     )
@@ -311,10 +346,10 @@ def _event_type(given: Any) -> ColumnElement[Any]:
     return func.replace(given.c.value.op("->>")("type"), "\u2400\u2400", "\u2400")
 
 
-def append_events() -> Any:
+def append_events(owned: bool) -> Any:
     """Append events that are not chained."""
     head = (
-        statements.advance_head(pg_insert, _now)
+        statements.advance_head(pg_insert, _now, None, _owners_run(owned))
         .returning(EventHeadRow.run_id, EventHeadRow.last_seq, EventHeadRow.recorded_at)
         .cte("head")
     )
@@ -348,11 +383,12 @@ def put_events() -> Any:
     return insert(EventRow).from_select([*_BATCH_COLUMNS, *_CHAIN_COLUMNS], rows)
 
 
-def append_chained_events() -> Any:
+def append_chained_events(owned: bool) -> Any:
     """Append a batch, each event's digest made from the one before.
 
     The head is locked first, and so read as it is now and not as the statement's snapshot has it. A
-    run's first event has no head to lock: of two that come at once, one gets no row back.
+    run's first event has no head to lock: of two that come at once, one gets no row back. Nor does an
+    owner who may not append.
     """
     run_id = bindparam("run_id", type_=Name())
     count = bindparam("count", type_=BigInteger)
@@ -369,7 +405,7 @@ def append_chained_events() -> Any:
             func.coalesce(last_seq, literal_column("0"), type_=BigInteger).label("seq"),
             now.label("recorded_at"),
             last_digest.label("digest"),
-            reduce(operators.concat_op, [_piece("until_time"), _moment(now), _piece("until_seq")]).label("middle"),
+            reduce(operators.concat_op, [_piece("time"), _moment(now), _piece("seq")]).label("middle"),
         )
         .cte("start")
         .prefix_with("MATERIALIZED", dialect="postgresql")
@@ -394,13 +430,21 @@ def append_chained_events() -> Any:
     last = select(cast(run_id, Name()), start.c.seq + count, start.c.recorded_at, chain.c.digest).select_from(
         chain.join(start, chain.c.place == count)
     )
-    advance = pg_insert(EventHeadRow).from_select(["run_id", "last_seq", "recorded_at", "digest"], last)
+    columns = ["run_id", "last_seq", "recorded_at", "digest"]
+    owners_run = _owners_run(owned)
+    if owners_run is not None:
+        columns.append("owner")
+        last = last.add_columns(statements.OWNER).where(sa.or_(owners_run, ~statements.there_is(RunRow, run_id)))
+    advance = pg_insert(EventHeadRow).from_select(columns, last)
     new = advance.excluded
+    where = EventHeadRow.last_seq == new.last_seq - count
+    if owners_run is not None:
+        where = sa.and_(where, sa.or_(EventHeadRow.owner == statements.OWNER, owners_run))
     head = (
         advance.on_conflict_do_update(
             index_elements=["run_id"],
             set_={name: new[name] for name in ("last_seq", "recorded_at", "digest")},
-            where=EventHeadRow.last_seq == new.last_seq - count,
+            where=where,
         )
         .returning(EventHeadRow.run_id, EventHeadRow.last_seq, EventHeadRow.recorded_at)
         .cte("head")

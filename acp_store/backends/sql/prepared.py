@@ -9,6 +9,8 @@ from sqlalchemy import Executable, SelectBase
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.sql.compiler import SQLCompiler
 
+from acp_store.models import Base
+
 __all__ = ["Parameters", "Prepared", "Preparer", "Row", "Values"]
 
 Row: TypeAlias = tuple[Any, ...]
@@ -27,8 +29,10 @@ class Prepared:
 
     __slots__ = ("_constants", "_names", "_positional", "returns_rows", "sql")
 
-    def __init__(self, compiled: SQLCompiler) -> None:
+    def __init__(self, compiled: SQLCompiler, qualifiers: Mapping[str, str]) -> None:
         self.sql = compiled.string
+        for qualifier, shorter in qualifiers.items():
+            self.sql = self.sql.replace(qualifier, shorter)
         self.returns_rows = isinstance(compiled.statement, SelectBase) or bool(compiled.effective_returning)
         self._positional = compiled.positional
         self._names = tuple(compiled.positiontup or ())
@@ -59,6 +63,10 @@ class Preparer:
         self.schema = schema
         kind = (dialect.name, dialect.driver, dialect.paramstyle, schema)
         self._prepared = self._shared.setdefault(kind, {})
+        # A table's columns need no schema, and psycopg keeps no statement of more than 4,096 characters at hand.
+        prefix = f"{dialect.identifier_preparer.quote_schema(schema)}." if schema else ""
+        tables = Base.metadata.tables if schema else ()
+        self._qualifiers = {f"{prefix}{table}.": f"{table}." for table in tables}
 
     def __call__(self, build: Callable[..., Executable], *args: Any) -> Prepared:
         """Return the statement that ``build(*args)`` returns, compiled; the arguments select a variant."""
@@ -74,4 +82,4 @@ class Preparer:
             schema_translate_map={None: self.schema} if self.schema else None,
             render_schema_translate=self.schema is not None,
         )
-        return Prepared(compiled)
+        return Prepared(compiled, self._qualifiers)

@@ -7,13 +7,21 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from sqlalchemy import URL, Connection, Engine
+from sqlalchemy import URL, Connection, Engine, Executable
 from sqlalchemy.orm import Session as ORMSession
 
 from acp_store.actors import Stamp, stamp
 from acp_store.backends.sql import statements
 from acp_store.backends.sql.connections import HostBind, PoolBind
-from acp_store.backends.sql.dialect import Bind, DuplicateKeyError, EngineOptions, NewEvent, SQLDialect
+from acp_store.backends.sql.dialect import (
+    NOBODY,
+    Bind,
+    DuplicateKeyError,
+    EngineOptions,
+    NewEvent,
+    Owner,
+    SQLDialect,
+)
 from acp_store.backends.sql.engine import check_schema, create_engine, dialect_of, in_memory
 from acp_store.backends.sql.mapping import (
     message_text,
@@ -23,13 +31,23 @@ from acp_store.backends.sql.mapping import (
     values_of_run,
     values_of_session,
 )
+from acp_store.backends.sql.prepared import Row, Values
 from acp_store.backends.sql.revision import require_current
 from acp_store.backends.sql.verify import all_facts, facts, verify_run
 from acp_store.chain import status_text
-from acp_store.checks import MAX_COUNT, check_count, check_name, check_noun, check_time, cursor_of, parse_cursor
+from acp_store.checks import (
+    MAX_COUNT,
+    check_count,
+    check_name,
+    check_noun,
+    check_order,
+    check_owner,
+    check_time,
+    cursor_of,
+    parse_cursor,
+)
 from acp_store.codec import decode_events, same_value
-from acp_store.errors import AcpStoreError, ConfigurationError, ConflictError
-from acp_store.models import EventRow, SessionMessageRow, SessionRow
+from acp_store.errors import AcpStoreError, ConfigurationError, ConflictError, UnsupportedError
 from acp_store.records import (
     Event,
     IdPage,
@@ -117,6 +135,8 @@ class SQLRepository(Repository):
             else HostBind(bind, self._dialect, schema)
         )
         self._limits = Limits(pool_size, timeout) if isinstance(bind, Engine) else Limits(1, timeout)
+        self._owner: Owner = NOBODY
+        self._lent = False
 
     def require_schema(self, *, upgrade: bool = False) -> None:
         """Check that the tables of a repository made from a URL are there, or bring them there.
@@ -140,24 +160,25 @@ class SQLRepository(Repository):
         return self._limits
 
     def get_run(self, run_id: str) -> Run | None:
-        values = {"run_id": check_name("run id", run_id)}
-        rows = self._bind.read(self._bind.prepare(statements.get_run), values)
+        rows = self._read(statements.get_run, {"run_id": check_name("run id", run_id)})
         return run_from_row(rows[0], self._dialect) if rows else None
 
     def save_run(self, run: RunLike, *, expected_version: int | None = None, force: bool = False) -> Run:
         run = as_record(Run, run)
         who = stamp()
-        values = values_of_run(run, self._dialect, who)
+        values = {**values_of_run(run, self._dialect, who), **self._owner}
         text = status_text(values["run_run_id"], values["run_status"], who) if self._chain else None
         expected = None if expected_version is None else check_count("expected_version", expected_version)
         if expected:
             values["expected"] = expected
-        saved = self._dialect.save_run(self._bind, values, expected=expected, force=force, text=text)
+        saved = self._dialect.save_run(
+            self._bind, values, expected=expected, force=force, text=text, owned=bool(self._owner)
+        )
         if saved is None:
             raise self._run_conflict(values["run_run_id"], run.status, expected)
-        version, updated_at, created_at = saved
+        version, updated_at, created_at, owner = saved
         copy = run.model_copy()
-        copy.__dict__.update(version=version, updated_at=self._dialect.time_out(updated_at))
+        copy.__dict__.update(version=version, updated_at=self._dialect.time_out(updated_at), owner=owner)
         if "created_at" not in run.model_fields_set:
             copy.__dict__["created_at"] = self._dialect.time_out(created_at)
         self._bind.notify(values["run_run_id"])
@@ -165,7 +186,7 @@ class SQLRepository(Repository):
 
     def delete_run(self, run_id: str) -> bool:
         run_id = check_name("run id", run_id)
-        deleted = self._dialect.delete_run(self._bind, run_id, stamp())
+        deleted = self._dialect.delete_run(self._bind, run_id, stamp(), self._owner)
         self._bind.notify(run_id)
         return deleted
 
@@ -177,29 +198,37 @@ class SQLRepository(Repository):
         status: str | None = None,
         created_after: datetime | None = None,
         created_before: datetime | None = None,
+        status_after: datetime | None = None,
+        order: Literal["created", "status"] = "created",
         limit: int = 10,
         offset: int = 0,
         cursor: str | None = None,
         total: bool = True,
     ) -> RunPage:
         names = {"agent_name": agent_name, "session_id": session_id, "status": status}
-        times = {"created_after": created_after, "created_before": created_before}
+        times = {"created_after": created_after, "created_before": created_before, "status_after": status_after}
+        order = check_order(order)
         values: dict[str, Any] = {name: check_name(name, value) for name, value in names.items() if value is not None}
         values |= {
             name: self._dialect.time_in(check_time(name, value)) for name, value in times.items() if value is not None
         }
+        values.update(self._owner)
         filters = frozenset(values)
         values |= {"limit": check_count("limit", limit), "offset": check_count("offset", offset)}
         values["end"] = min(limit + offset, MAX_COUNT)
+        values["reach"] = min(limit + offset, MAX_COUNT - 1) + 1
+        after: statements.Place | None = None
         if cursor is not None:
-            created_at, run_id = parse_cursor(cursor)
-            values |= {"cursor_created_at": self._dialect.time_in(created_at), "cursor_run_id": run_id}
+            at, run_id = parse_cursor(cursor, order)
+            values |= {"cursor_at": self._dialect.time_in(at), "cursor_run_id": run_id}
+            after = order if at is not None else "no status"
         prepare = self._bind.prepare
-        rows = self._bind.read(prepare(statements.list_runs, filters, cursor is not None, offset > 0, total), values)
+        rows = self._bind.read(prepare(statements.list_runs, filters, order, after, offset > 0, total), values)
         runs = [run_from_row(row[2:], self._dialect) for row in rows]
         if rows:
             count, following = rows[0][:2]
-            next_cursor = cursor_of(runs[-1].created_at, runs[-1].run_id) if following else None
+            at = runs[-1].created_at if order == "created" else runs[-1].status_at
+            next_cursor = cursor_of(at, runs[-1].run_id, order) if following else None
             return RunPage(runs, count, next_cursor)
         count = self._bind.read(prepare(statements.count_runs, filters), values)[0][0] if total else None
         return RunPage([], count)
@@ -209,32 +238,34 @@ class SQLRepository(Repository):
         values: dict[str, Any] = {"limit": min(check_count("limit", limit), MAX_COUNT - 1) + 1}
         if cursor is not None:
             values["after"] = check_name("cursor", cursor)
-        ids = [row[0] for row in self._bind.read(self._bind.prepare(build, cursor is not None), values)]
+        ids = [row[0] for row in self._read(build, values, cursor is not None)]
         return IdPage(ids[:limit], ids[limit - 1] if 0 < limit < len(ids) else None)
 
     def get_session(self, session_id: str) -> Session | None:
-        values = {"session_id": check_name("session id", session_id)}
-        rows = self._bind.read(self._bind.prepare(statements.get_session), values)
+        rows = self._read(statements.get_session, {"session_id": check_name("session id", session_id)})
         return session_from_row(rows[0], self._dialect) if rows else None
 
     def save_session(self, session: SessionLike, *, expected_version: int | None = None) -> Session:
         session = as_record(Session, session)
-        values = values_of_session(session, stamp())
+        values = {**values_of_session(session, stamp()), **self._owner}
         session_id = values["session_session_id"]
         messages = [message_text(session_id, item) for item in session.history]
         expected = None if expected_version is None else check_count("expected_version", expected_version)
         if expected:
             values["expected"] = expected
-        head = self._dialect.save_session(self._bind, values, messages, expected=expected)
+        head = self._dialect.save_session(self._bind, values, messages, expected=expected, owned=bool(self._owner))
         if head is None:
-            rows = self._bind.read(self._bind.prepare(statements.session_version), {"session_id": session_id})
+            rows = self._read(statements.session_version, {"session_id": session_id})
+            if not rows and not expected:
+                raise _taken("session", session_id)
             raise _version_conflict("session", session_id, expected, rows[0][0] if rows else 0)
+        *_, updated_at, version, owner = head
         copy = session.model_copy()
-        copy.__dict__.update(version=head[6], updated_at=self._dialect.time_out(head[5]))
+        copy.__dict__.update(version=version, updated_at=self._dialect.time_out(updated_at), owner=owner)
         return copy
 
     def delete_session(self, session_id: str) -> bool:
-        return self._dialect.delete_session(self._bind, check_name("session id", session_id), stamp())
+        return self._dialect.delete_session(self._bind, check_name("session id", session_id), stamp(), self._owner)
 
     def append_messages(
         self, session_id: str, messages: Sequence[MessageLike], *, state: Any | Unset = UNSET
@@ -242,11 +273,15 @@ class SQLRepository(Repository):
         session_id = check_name("session id", session_id)
         given = [item if isinstance(item, str) else as_record(Message, item) for item in messages]
         head = Session(id=session_id) if state is UNSET else Session(id=session_id, state=state)
-        values = values_of_session(head, stamp()) | {"session_message_count": len(given)}
+        values = {**values_of_session(head, stamp()), "session_message_count": len(given), **self._owner}
         texts = [message_text(session_id, item) for item in given]
-        row = self._dialect.append_messages(self._bind, values, texts, state=state is not UNSET)
-        stored_id, _, stored_state, extra, wire_fields, updated_at, version = row
-        return session_from_row((stored_id, None, stored_state, extra, wire_fields, updated_at, version), self._dialect)
+        row = self._dialect.append_messages(
+            self._bind, values, texts, state=state is not UNSET, owned=bool(self._owner)
+        )
+        if row is None:
+            raise _taken("session", session_id)
+        stored_id, _, *others = row
+        return session_from_row((stored_id, None, *others), self._dialect)
 
     def add_event(self, run_id: str, event: EventLike, *, key: str | None = None) -> Event:
         run_id = check_name("run id", run_id)
@@ -255,10 +290,12 @@ class SQLRepository(Repository):
         who = stamp()
         new = new_event(run_id, event, key, who, chained=self._chain)
         row = (
-            self._dialect.append_event(self._bind, run_id, new, who)
+            self._dialect.append_event(self._bind, run_id, new, who, self._owner)
             if key is None
             else self._append_once(run_id, new, key, who)
         )
+        if row is None:
+            raise _taken("run", run_id)
         self._bind.notify(run_id)
         return event.stamped(row[0], self._dialect.time_out(row[1]))
 
@@ -269,14 +306,17 @@ class SQLRepository(Repository):
             return []
         who = stamp()
         new = [new_event(run_id, event, None, who, chained=self._chain) for event in given]
-        first, recorded_at = self._dialect.append_events(self._bind, run_id, new, who)
+        row = self._dialect.append_events(self._bind, run_id, new, who, self._owner)
+        if row is None:
+            raise _taken("run", run_id)
+        first, recorded_at = row
         self._bind.notify(run_id)
         time = self._dialect.time_out(recorded_at)
         return [event.stamped(seq, time) for seq, event in enumerate(given, first)]
 
     def erase_event(self, run_id: str, seq: int) -> bool:
         run_id = check_name("run id", run_id)
-        erased = self._dialect.erase_event(self._bind, run_id, check_count("seq", seq), stamp())
+        erased = self._dialect.erase_event(self._bind, run_id, check_count("seq", seq), stamp(), self._owner)
         if erased:
             self._bind.notify(run_id)
         return erased
@@ -284,7 +324,7 @@ class SQLRepository(Repository):
     def verify(self, run_id: str) -> Verification:
         run_id = check_name("run id", run_id)
         with self._bind.snapshot() as snapshot:
-            return verify_run(snapshot, self._dialect, run_id)
+            return verify_run(snapshot, self._dialect, run_id, self._owner)
 
     def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
         values = {
@@ -292,7 +332,7 @@ class SQLRepository(Repository):
             "limit": check_count("limit", limit),
             "offset": check_count("offset", offset),
         }
-        rows = self._bind.read(self._bind.prepare(statements.get_events), values)
+        rows = self._read(statements.get_events, values)
         time_out = self._dialect.time_out
         return decode_events([(seq, time_out(recorded_at), payload) for seq, recorded_at, payload in rows])
 
@@ -301,17 +341,27 @@ class SQLRepository(Repository):
 
         Sorted by `acp_store.verifying.place_of`, in pages. One run is read as of one moment, everything
         in portions of some hundred runs. While it is read it holds a connection.
+
+        Raises:
+            UnsupportedError: Of everything, in an owner's name.
         """
         if run_id is None:
+            if self._owner:
+                raise UnsupportedError("in an owner's name only the facts of one run can be read")
             yield from all_facts(self._bind, self._dialect)
             return
         with self._bind.snapshot() as snapshot:
-            yield from facts(snapshot, self._dialect, only=check_name("run id", run_id))
+            yield from facts(snapshot, self._dialect, only=check_name("run id", run_id), owner=self._owner)
 
     def get_status(self, run_id: str) -> str | None:
-        values = {"run_id": check_name("run id", run_id)}
-        rows = self._bind.read(self._bind.prepare(statements.run_version), values)
+        rows = self._read(statements.run_version, {"run_id": check_name("run id", run_id)})
         return rows[0][1] if rows else None
+
+    def for_owner(self, owner: str) -> SQLRepository:
+        owner = check_owner(owner)
+        if self._owner and self._owner["owner"] != owner:
+            raise ConfigurationError("this repository is one owner's already: take another's from the one it came from")
+        return self._lend(self._bind, self._limits, {"owner": owner})
 
     def subscribe(self, run_id: str, wake: Callable[[], object]) -> Subscription:
         return self._bind.subscribe(run_id, wake)
@@ -319,23 +369,21 @@ class SQLRepository(Repository):
     @contextmanager
     def transaction(self) -> Iterator[Repository]:
         with self._bind.unit() as unit:
-            inner = object.__new__(SQLRepository)
-            inner._owned, inner._schema, inner._dialect, inner._bind = None, self._schema, self._dialect, unit
-            inner._limits, inner._chain = Limits(1, self._limits.seconds), self._chain
-            yield inner
+            yield self._lend(unit, Limits(1, self._limits.seconds), self._owner)
 
     def stats(self) -> StoreStats:
         with self._bind.snapshot() as snapshot:
-            by_status: dict[str, int] = dict(snapshot.read(snapshot.prepare(statements.count_by_status), {}))
+            read, prepare, owned = snapshot.read, snapshot.prepare, bool(self._owner)
+            by_status: dict[str, int] = dict(read(prepare(statements.count_by_status, owned), self._owner))
             sessions, events, messages = (
-                snapshot.read(snapshot.prepare(statements.count_rows, table), {})[0][0]
-                for table in (SessionRow, EventRow, SessionMessageRow)
+                read(prepare(count, owned), self._owner)[0][0]
+                for count in (statements.count_sessions, statements.count_events, statements.count_messages)
             )
         return StoreStats(sum(by_status.values()), sessions, events, messages, by_status)
 
     def clear(self) -> None:
         with self._bind.unit() as unit:
-            self._dialect.delete_all(unit, stamp())
+            self._dialect.delete_all(unit, stamp(), self._owner)
 
     def ping(self) -> bool:
         try:
@@ -344,17 +392,28 @@ class SQLRepository(Repository):
             return False
 
     def close(self) -> None:
-        if isinstance(self._bind, PoolBind):
+        if isinstance(self._bind, PoolBind) and not self._lent:
             self._bind.close()
 
-    def _append_once(self, run_id: str, event: NewEvent, key: str, who: Stamp) -> Any:
+    def _lend(self, bind: Bind, limits: Limits, owner: Owner) -> SQLRepository:
+        """Return a repository on what this one has open, which this one alone may close."""
+        lent = object.__new__(SQLRepository)
+        lent.__dict__.update(self.__dict__)
+        lent._owned, lent._bind, lent._limits, lent._owner, lent._lent = None, bind, limits, owner, True
+        return lent
+
+    def _read(self, build: Callable[..., Executable], values: Values, *variant: bool) -> list[Row]:
+        """Run a statement whose last argument says whether it is in the owner's name."""
+        statement = self._bind.prepare(build, *variant, bool(self._owner))
+        return self._bind.read(statement, {**values, **self._owner})
+
+    def _append_once(self, run_id: str, event: NewEvent, key: str, who: Stamp) -> Row | None:
         try:
             # Inside a transaction a key that was used undoes this append alone.
             with self._bind.attempt() as bind:
-                return self._dialect.append_event(bind, run_id, event, who)
+                return self._dialect.append_event(bind, run_id, event, who, self._owner)
         except DuplicateKeyError as error:
-            values = {"run_id": run_id, "key": key}
-            rows = self._bind.read(self._bind.prepare(statements.event_by_key), values)
+            rows = self._read(statements.event_by_key, {"run_id": run_id, "key": key})
             if not rows:
                 return self._append_once(run_id, event, key, who)
             seq, recorded_at, first = rows[0]
@@ -363,8 +422,10 @@ class SQLRepository(Repository):
             return seq, recorded_at
 
     def _run_conflict(self, run_id: str, status: str, expected: int | None) -> ConflictError:
-        rows = self._bind.read(self._bind.prepare(statements.run_version), {"run_id": run_id})
+        rows = self._read(statements.run_version, {"run_id": run_id})
         version, stored = rows[0] if rows else (0, None)
+        if not rows and not expected:
+            return _taken("run", run_id)
         if expected is not None and expected != version:
             return _version_conflict("run", run_id, expected, version)
         return ConflictError(
@@ -385,6 +446,10 @@ def _switch(name: str, value: object) -> bool:
         return _SWITCHES[value]
     except (KeyError, TypeError):
         raise ConfigurationError(f"{name}={value!r}: True or False is wanted") from None
+
+
+def _taken(noun: str, id_: str) -> ConflictError:
+    return ConflictError(f"{noun} {id_!r}: the id is taken")
 
 
 def _version_conflict(noun: str, id_: str, expected: int | None, actual: int) -> ConflictError:

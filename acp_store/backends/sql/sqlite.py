@@ -37,6 +37,7 @@ from acp_store.backends.sql.dialect import (
     Finding,
     GiveBack,
     NewEvent,
+    Owner,
     SQLDialect,
 )
 from acp_store.backends.sql.notify import SharedNotifiers
@@ -213,26 +214,28 @@ class SQLite(SQLDialect):
         return column
 
     def save_run(
-        self, bind: Bind, values: Values, *, expected: int | None, force: bool, text: StatusText | None
+        self, bind: Bind, values: Values, *, expected: int | None, force: bool, text: StatusText | None, owned: bool
     ) -> Row | None:
         with bind.unit() as unit:
             variant = statements.save_variant(expected)
             now = self.time_in(utc_now())
-            rows = unit.write(unit.prepare(lite.save_run, variant, force), {**values, "now": now})
+            rows = unit.write(unit.prepare(lite.save_run, variant, force, owned), {**values, "now": now})
             if not rows:
                 return None
-            version, updated_at, created_at, previous, digest = rows[0]
+            version, updated_at, created_at, owner, previous, digest = rows[0]
             if previous != values["run_status"]:
                 history = {"from_status": previous, "version": version, "changed_at": updated_at, "digest": None}
                 if text is not None:
                     history["digest"] = text.digest(self.time_out(updated_at), previous, digest, version)
                     unit.write(unit.prepare(lite.set_history_digest), {**values, **history})
                 unit.write(unit.prepare(lite.add_history), {**values, **history})
-            return version, updated_at, created_at
+            return version, updated_at, created_at, owner
 
-    def delete_run(self, bind: Bind, run_id: str, who: Stamp) -> bool:
-        values = {"run_id": run_id}
+    def delete_run(self, bind: Bind, run_id: str, who: Stamp, owner: Owner) -> bool:
+        values = {"run_id": run_id, **owner}
         with bind.unit() as unit:
+            if owner and not unit.read(unit.prepare(lite.may_delete_run), values):
+                return False
             heads = unit.write(unit.prepare(lite.delete_head), values)
             events = unit.write(unit.prepare(lite.delete_events), values)
             unit.write(unit.prepare(lite.delete_erasures), values)
@@ -254,12 +257,14 @@ class SQLite(SQLDialect):
             )
         return True
 
-    def save_session(self, bind: Bind, values: Values, messages: Sequence[str], *, expected: int | None) -> Row | None:
+    def save_session(
+        self, bind: Bind, values: Values, messages: Sequence[str], *, expected: int | None, owned: bool
+    ) -> Row | None:
         session_id = values["session_session_id"]
         with bind.unit() as unit:
             now = self.time_in(utc_now())
             variant = statements.save_variant(expected)
-            rows = unit.write(unit.prepare(lite.save_session, variant), {**values, "now": now})
+            rows = unit.write(unit.prepare(lite.save_session, variant, owned), {**values, "now": now})
             if not rows:
                 return None
             stored: dict[int, str] = dict(unit.read(unit.prepare(lite.session_messages), {"session_id": session_id}))
@@ -278,9 +283,11 @@ class SQLite(SQLDialect):
             )
             return rows[0]
 
-    def delete_session(self, bind: Bind, session_id: str, who: Stamp) -> bool:
-        values = {"session_id": session_id}
+    def delete_session(self, bind: Bind, session_id: str, who: Stamp, owner: Owner) -> bool:
+        values = {"session_id": session_id, **owner}
         with bind.unit() as unit:
+            if owner and not unit.read(unit.prepare(lite.may_delete_session), values):
+                return False
             # By hand: a host's engine may have left foreign keys, and so the cascade, off.
             unit.write(unit.prepare(statements.cut_session_messages), {**values, "position": 0})
             rows = unit.write(unit.prepare(lite.delete_session), values)
@@ -288,10 +295,15 @@ class SQLite(SQLDialect):
                 self._bury(unit, "session", session_id, who, event_count=0, message_count=rows[0][0], last_digest=None)
         return bool(rows)
 
-    def append_messages(self, bind: Bind, values: Values, messages: Sequence[str], *, state: bool) -> Row:
+    def append_messages(
+        self, bind: Bind, values: Values, messages: Sequence[str], *, state: bool, owned: bool
+    ) -> Row | None:
         with bind.unit() as unit:
             now = self.time_in(utc_now())
-            head = unit.write(unit.prepare(lite.extend_session, state), {**values, "now": now})[0]
+            rows = unit.write(unit.prepare(lite.extend_session, state, owned), {**values, "now": now})
+            if not rows:
+                return None
+            head = rows[0]
             session_id, count = head[0], head[1]
             unit.write_many(
                 unit.prepare(lite.put_message),
@@ -302,13 +314,18 @@ class SQLite(SQLDialect):
             )
             return head
 
-    def append_event(self, bind: Bind, run_id: str, event: NewEvent, who: Stamp) -> Row:
-        return self.append_events(bind, run_id, [event], who)
+    def append_event(self, bind: Bind, run_id: str, event: NewEvent, who: Stamp, owner: Owner) -> Row | None:
+        return self.append_events(bind, run_id, [event], who, owner)
 
-    def append_events(self, bind: Bind, run_id: str, events: Sequence[NewEvent], who: Stamp) -> Row:
+    def append_events(
+        self, bind: Bind, run_id: str, events: Sequence[NewEvent], who: Stamp, owner: Owner
+    ) -> Row | None:
         with bind.unit() as unit:
-            values = {"run_id": run_id, "now": self.time_in(utc_now())}
-            numbers = take_numbers(unit, unit.prepare(lite.advance_head), values, events, self.time_out)
+            values = {"run_id": run_id, "now": self.time_in(utc_now()), **owner}
+            advance = unit.prepare(lite.advance_head, bool(owner))
+            numbers = take_numbers(unit, advance, values, events, self.time_out)
+            if numbers is None:
+                return None
             unit.write_many(
                 unit.prepare(lite.put_event),
                 [
@@ -329,10 +346,10 @@ class SQLite(SQLDialect):
             )
             return numbers.first, numbers.recorded_at
 
-    def erase_event(self, bind: Bind, run_id: str, seq: int, who: Stamp) -> bool:
-        values = {"run_id": run_id, "seq": seq}
+    def erase_event(self, bind: Bind, run_id: str, seq: int, who: Stamp, owner: Owner) -> bool:
+        values = {"run_id": run_id, "seq": seq, **owner}
         with bind.unit() as unit:
-            rows = unit.read(unit.prepare(lite.event_to_erase), values)
+            rows = unit.read(unit.prepare(lite.event_to_erase, bool(owner)), values)
             if not rows:
                 return False
             event_type, event_digest = rows[0]
@@ -343,11 +360,11 @@ class SQLite(SQLDialect):
             unit.write(unit.prepare(lite.add_erasure), erasure)
         return True
 
-    def delete_all(self, unit: Bind, who: Stamp) -> None:
-        for (run_id,) in unit.read(unit.prepare(statements.all_run_ids), {}):
-            self.delete_run(unit, run_id, who)
-        for (session_id,) in unit.read(unit.prepare(statements.all_session_ids), {}):
-            self.delete_session(unit, session_id, who)
+    def delete_all(self, unit: Bind, who: Stamp, owner: Owner) -> None:
+        for (run_id,) in unit.read(unit.prepare(statements.all_run_ids, bool(owner)), owner):
+            self.delete_run(unit, run_id, who, owner)
+        for (session_id,) in unit.read(unit.prepare(statements.all_session_ids, bool(owner)), owner):
+            self.delete_session(unit, session_id, who, owner)
 
     def _bury(
         self,

@@ -18,6 +18,7 @@ from sqlalchemy import (
     insert,
     literal,
     literal_column,
+    or_,
     select,
     update,
 )
@@ -51,6 +52,8 @@ __all__ = [
     "erase_payload",
     "event_to_erase",
     "extend_session",
+    "may_delete_run",
+    "may_delete_session",
     "put_event",
     "put_message",
     "save_run",
@@ -74,9 +77,16 @@ def _insert(row: type[Base], **given: str) -> Any:
     )
 
 
-def save_run(variant: str, force: bool) -> Any:
+def save_run(variant: str, force: bool, owned: bool) -> Any:
     """Save a run."""
-    return statements.save_run(sqlite_insert, _now, variant, force)
+    free = _free(bindparam("run_run_id", type_=Name())) if owned else None
+    return statements.save_run(sqlite_insert, _now, variant, force=force, free=free)
+
+
+def _free(run_id: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Return the condition that an owner may save a run: it is there, whosever, or its events are not another's."""
+    anothers = EventHeadRow.owner.is_distinct_from(statements.OWNER)
+    return or_(statements.there_is(RunRow, run_id), ~statements.there_is(EventHeadRow, run_id, anothers))
 
 
 def add_history() -> Any:
@@ -96,6 +106,16 @@ def set_history_digest() -> Any:
 
 def _of_run(row: type[Base]) -> ColumnElement[bool]:
     return row.__table__.c.run_id == bindparam("run_id", type_=Name())
+
+
+def may_delete_run() -> Any:
+    """Read a row where a run's id is the owner's."""
+    return select(literal_column("1")).where(*statements.is_owners(bindparam("run_id", type_=Name())))
+
+
+def may_delete_session() -> Any:
+    """Read a row where a session is the owner's."""
+    return select(literal_column("1")).where(*statements.is_owners_session(bindparam("session_id", type_=Name()), True))
 
 
 def delete_head() -> Any:
@@ -142,11 +162,12 @@ def add_tombstone() -> Any:
     return _insert(TombstoneRow)
 
 
-def event_to_erase() -> Any:
+def event_to_erase(owned: bool) -> Any:
     """Read what an erasure needs of an event that was not erased yet."""
     seq = bindparam("seq", type_=BigInteger)
     erased = select(ErasureRow.seq).where(_of_run(ErasureRow), ErasureRow.seq == seq).exists()
-    return select(EventRow.event_type, EventRow.digest).where(_of_run(EventRow), EventRow.seq == seq, ~erased)
+    allowed = statements.is_owners(bindparam("run_id", type_=Name()), owned)
+    return select(EventRow.event_type, EventRow.digest).where(_of_run(EventRow), EventRow.seq == seq, ~erased, *allowed)
 
 
 def erase_payload() -> Any:
@@ -163,14 +184,14 @@ def add_erasure() -> Any:
     return _insert(ErasureRow)
 
 
-def save_session(variant: str) -> Any:
+def save_session(variant: str, owned: bool) -> Any:
     """Save a session's head."""
-    return statements.save_session(sqlite_insert, _CLOCK, variant)
+    return statements.save_session(sqlite_insert, _CLOCK, variant, owned)
 
 
-def extend_session(state: bool) -> Any:
+def extend_session(state: bool, owned: bool) -> Any:
     """Make room for more messages in a session's head."""
-    return statements.extend_session(sqlite_insert, _CLOCK, state)
+    return statements.extend_session(sqlite_insert, _CLOCK, state, owned)
 
 
 def session_messages() -> Any:
@@ -198,10 +219,11 @@ def put_message() -> Any:
     )
 
 
-def advance_head() -> Any:
+def advance_head(owned: bool) -> Any:
     """Take numbers for events."""
-    head = EventHeadRow
-    return statements.advance_head(sqlite_insert, _now).returning(head.last_seq, head.recorded_at, head.digest)
+    columns = EventHeadRow.last_seq, EventHeadRow.recorded_at, EventHeadRow.digest
+    owners_run = statements.owners_run(bindparam("run_id", type_=Name())) if owned else None
+    return statements.advance_head(sqlite_insert, _now, None, owners_run).returning(*columns)
 
 
 def put_event() -> Any:

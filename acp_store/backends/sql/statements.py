@@ -7,12 +7,13 @@ What a database needs said in its own way (appends, deletions) stands in `postgr
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from sqlalchemy import (
     BigInteger,
     BindParameter,
     ColumnElement,
+    CompoundSelect,
     Executable,
     LargeBinary,
     Select,
@@ -29,15 +30,19 @@ from sqlalchemy import (
     or_,
     select,
     union,
+    union_all,
     update,
 )
+from sqlalchemy.orm import InstrumentedAttribute
 
 from acp_store.actors import Stamp
 from acp_store.models import EventHeadRow, EventRow, RunRow, SessionMessageRow, SessionRow
-from acp_store.models.base import Base, JSONText, Name, UTCDateTime
+from acp_store.models.base import Bare, Base, JSONText, Name, UTCDateTime, newest_first
 from acp_store.records import TERMINAL_STATUSES
 
 _ONE: Final = literal_column("1", BigInteger)
+
+_Owned: TypeAlias = RunRow | SessionRow
 
 # In the order of `mapping.run_from_row`.
 _RUN_COLUMNS: Final = (
@@ -57,6 +62,8 @@ _RUN_COLUMNS: Final = (
     RunRow.wire_fields,
     RunRow.updated_at,
     RunRow.version,
+    RunRow.status_at,
+    RunRow.owner,
 )
 
 
@@ -64,29 +71,77 @@ def _name(name: str) -> BindParameter[Any]:
     return bindparam(name, type_=Name())
 
 
-def get_run() -> Executable:
+# ── whose an id is: `owned` says whether a statement is in the name of the parameter `owner` ─────────
+
+OWNER: Final = bindparam("owner", type_=Bare())
+
+
+def _of_owner(row: type[_Owned], owned: bool) -> list[ColumnElement[bool]]:
+    return [row.owner == OWNER] if owned else []
+
+
+def is_owners(run_id: ColumnElement[Any], owned: bool = True) -> list[ColumnElement[bool]]:
+    """Return the conditions that a run's id is the owner's: by the run or, where there is none, by its events."""
+    if not owned:
+        return []
+    head = there_is(EventHeadRow, run_id, EventHeadRow.owner == OWNER)
+    return [or_(owners_run(run_id), and_(head, ~there_is(RunRow, run_id)))]
+
+
+def is_owners_session(session_id: ColumnElement[Any], owned: bool) -> list[ColumnElement[bool]]:
+    """Return the conditions that a session is the owner's."""
+    session = select(_ONE).select_from(SessionRow).where(SessionRow.session_id == session_id, SessionRow.owner == OWNER)
+    return [session.exists()] if owned else []
+
+
+def owners_run(run_id: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Return the condition that there is a run under an id, and the owner's."""
+    return there_is(RunRow, run_id, RunRow.owner == OWNER)
+
+
+def there_is(
+    row: type[RunRow | EventHeadRow], run_id: ColumnElement[Any], *conditions: ColumnElement[bool]
+) -> ColumnElement[bool]:
+    """Return the condition that there is a row under a run's id; `run_id` is of no table."""
+    return select(_ONE).select_from(row).where(row.run_id == run_id, *conditions).correlate(None).exists()
+
+
+def may_append() -> Executable:
+    """Read a row where the owner may append to a run."""
+    run_id = _name("run_id")
+    anothers_head = there_is(EventHeadRow, run_id, EventHeadRow.owner.is_distinct_from(OWNER))
+    return select(_ONE).where(or_(owners_run(run_id), and_(~there_is(RunRow, run_id), ~anothers_head)))
+
+
+# ── reads ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def get_run(owned: bool) -> Executable:
     """Read one run."""
-    return select(*_RUN_COLUMNS).where(RunRow.run_id == _name("run_id"))
+    return select(*_RUN_COLUMNS).where(RunRow.run_id == _name("run_id"), *_of_owner(RunRow, owned))
 
 
-def run_version() -> Executable:
+def run_version(owned: bool) -> Executable:
     """Read what a save compares."""
-    return select(RunRow.version, RunRow.status).where(RunRow.run_id == _name("run_id"))
+    return select(RunRow.version, RunRow.status).where(RunRow.run_id == _name("run_id"), *_of_owner(RunRow, owned))
 
 
-def session_version() -> Executable:
+def session_version(owned: bool) -> Executable:
     """Read what a save compares."""
-    return select(SessionRow.version).where(SessionRow.session_id == _name("session_id"))
+    return select(SessionRow.version).where(SessionRow.session_id == _name("session_id"), *_of_owner(SessionRow, owned))
 
 
 def _run_filters(filters: frozenset[str]) -> list[ColumnElement[bool]]:
     created = bindparam("created_after", type_=UTCDateTime()), bindparam("created_before", type_=UTCDateTime())
+    status_after = bindparam("status_after", type_=UTCDateTime())
     known = {
         "agent_name": RunRow.agent_name == _name("agent_name"),
         "session_id": RunRow.session_id == _name("session_id"),
         "status": RunRow.status == _name("status"),
         "created_after": RunRow.created_at >= created[0],
         "created_before": RunRow.created_at < created[1],
+        "status_after": RunRow.status_at >= status_after,
+        "owner": RunRow.owner == OWNER,
     }
     return [condition for name, condition in known.items() if name in filters]
 
@@ -96,30 +151,74 @@ def count_runs(filters: frozenset[str]) -> Select[int]:
     return select(func.count()).select_from(RunRow).where(*_run_filters(filters))
 
 
-def list_runs(filters: frozenset[str], after_cursor: bool, skip: bool, total: bool) -> Executable:
-    """Read one page of runs; each row begins with the total (or NULL) and whether more follow."""
-    conditions = _run_filters(filters)
-    if after_cursor:
-        # The first condition alone bounds the index scan.
-        at = bindparam("cursor_created_at", type_=UTCDateTime())
-        conditions.append(RunRow.created_at <= at)
-        conditions.append(or_(RunRow.created_at < at, RunRow.run_id > _name("cursor_run_id")))
-    newest_first = RunRow.created_at.desc(), RunRow.run_id
-    limit, offset, end = (bindparam(name, type_=BigInteger) for name in ("limit", "offset", "end"))
+Place: TypeAlias = Literal["created", "status", "no status"]
+"""Behind what a cursor continues: a time of creation, of a status, or a run that has none of its status."""
 
+
+def list_runs(
+    filters: frozenset[str], order: Literal["created", "status"], after: Place | None, skip: bool, total: bool
+) -> Executable:
+    """Read one page of runs; each row begins with the total (or NULL) and whether more follow.
+
+    Args:
+        filters: The filters that are given, ``owner`` among them.
+        order: In which order.
+        after: What the cursor says, where one is given.
+        skip: Whether there is an offset.
+        total: Whether to count.
+    """
+    conditions = _run_filters(filters)
+    if order == "created":
+        places: tuple[Any, ...] = RunRow.created_at.desc(), RunRow.run_id
+    else:
+        places = newest_first(RunRow.status_at), RunRow.run_id.desc()
+    limit, offset, end = (bindparam(name, type_=BigInteger) for name in ("limit", "offset", "end"))
     count: ColumnElement[Any] = count_runs(filters).scalar_subquery() if total else cast(literal(None), BigInteger)
-    following: Select[Any] = select(literal_column("1")).select_from(RunRow).where(*conditions).order_by(*newest_first)
+
+    following: Select[Any]
+    if after == "status" and "status_after" not in filters:
+        window = _behind_a_status(conditions, places).cte("behind")
+        places_in_window = newest_first(window.c.status_at), window.c.run_id.desc()
+        keys = select(window.c.run_id).order_by(*places_in_window)
+        following = select(literal_column("1")).select_from(window).order_by(*places_in_window)
+    else:
+        conditions = [*conditions, *_behind(after)]
+        keys = select(RunRow.run_id).where(*conditions).order_by(*places)
+        following = select(literal_column("1")).select_from(RunRow).where(*conditions).order_by(*places)
+        window = None
     page = select(
         count.label("total"), following.limit(literal_column("1")).offset(end).scalar_subquery(), *_RUN_COLUMNS
-    ).order_by(*newest_first)
-    if not skip:
+    ).order_by(*places)
+    if not skip and window is None:
         return page.where(*conditions).limit(limit)
     # PostgreSQL computes the columns of the rows an OFFSET skips too, and so would read their payloads.
-    keys = select(RunRow.run_id).where(*conditions).order_by(*newest_first).limit(limit).offset(offset).subquery()
-    return page.join(keys, keys.c.run_id == RunRow.run_id)
+    chosen = keys.limit(limit).offset(offset).subquery()
+    return page.join(chosen, chosen.c.run_id == RunRow.run_id)
 
 
-def get_session() -> Executable:
+def _behind(after: Place | None) -> list[ColumnElement[bool]]:
+    """Return the conditions of what comes behind a cursor; the first one alone bounds the index scan."""
+    at, run_id = bindparam("cursor_at", type_=UTCDateTime()), _name("cursor_run_id")
+    if after is None:
+        return []
+    if after == "created":
+        return [RunRow.created_at <= at, or_(RunRow.created_at < at, RunRow.run_id > run_id)]
+    if after == "status":
+        return [RunRow.status_at <= at, or_(RunRow.status_at < at, RunRow.run_id < run_id)]
+    return [RunRow.status_at.is_(None), RunRow.run_id < run_id]
+
+
+def _behind_a_status(conditions: list[ColumnElement[bool]], places: tuple[Any, ...]) -> CompoundSelect[Any]:
+    """Return the keys that come behind a time of a status: two parts, as one scan would begin at the top."""
+    reach = bindparam("reach", type_=BigInteger)
+    parts = [
+        select(RunRow.run_id, RunRow.status_at).where(*conditions, *part).order_by(*places).limit(reach).subquery()
+        for part in (_behind("status"), [RunRow.status_at.is_(None)])
+    ]
+    return union_all(*[select(part.c.run_id, part.c.status_at) for part in parts])
+
+
+def get_session(owned: bool) -> Executable:
     """Read one session with its history joined to one text; in the order of `mapping.session_from_row`."""
     messages = (
         select(cast(SessionMessageRow.payload, Text).label("payload"))
@@ -141,24 +240,25 @@ def get_session() -> Executable:
         SessionRow.wire_fields,
         SessionRow.updated_at,
         SessionRow.version,
-    ).where(SessionRow.session_id == _name("session_id"))
+        SessionRow.owner,
+    ).where(SessionRow.session_id == _name("session_id"), *_of_owner(SessionRow, owned))
 
 
-def get_events() -> Executable:
+def get_events(owned: bool) -> Executable:
     """Read a window of a run's events: `seq` is gapless, so the window is a range of it."""
     first = bindparam("offset", type_=BigInteger)
     return (
         select(EventRow.seq, EventRow.recorded_at, EventRow.payload)
-        .where(EventRow.run_id == _name("run_id"), EventRow.seq > first)
+        .where(EventRow.run_id == _name("run_id"), EventRow.seq > first, *is_owners(_name("run_id"), owned))
         .order_by(EventRow.seq)
         .limit(bindparam("limit", type_=BigInteger))
     )
 
 
-def event_by_key() -> Executable:
+def event_by_key(owned: bool) -> Executable:
     """Read the event that holds an idempotency key."""
     return select(EventRow.seq, EventRow.recorded_at, EventRow.payload).where(
-        EventRow.run_id == _name("run_id"), EventRow.key == _name("key")
+        EventRow.run_id == _name("run_id"), EventRow.key == _name("key"), *is_owners(_name("run_id"), owned)
     )
 
 
@@ -167,17 +267,34 @@ def ping() -> Executable:
     return select(literal_column("1"))
 
 
-def count_rows(table: type[Base]) -> Executable:
-    """Count a table's rows."""
-    return select(func.count()).select_from(table)
+def count_sessions(owned: bool) -> Executable:
+    """Count sessions."""
+    return select(func.count()).select_from(SessionRow).where(*_of_owner(SessionRow, owned))
 
 
-def list_run_ids(after: bool) -> Executable:
+def count_events(owned: bool) -> Executable:
+    """Count events."""
+    return select(func.count()).select_from(EventRow).where(*_among(EventRow.run_id, all_run_ids, owned))
+
+
+def count_messages(owned: bool) -> Executable:
+    """Count messages of sessions."""
+    of_session = SessionMessageRow.session_id
+    return select(func.count()).select_from(SessionMessageRow).where(*_among(of_session, all_session_ids, owned))
+
+
+def _among(
+    column: InstrumentedAttribute[Any], ids: Callable[[bool], Select[Any]], owned: bool
+) -> list[ColumnElement[bool]]:
+    return [column.in_(ids(True))] if owned else []
+
+
+def list_run_ids(after: bool, owned: bool = False) -> Executable:
     """Read ids of runs, and of those that have only events, in order."""
     limit = bindparam("limit", type_=BigInteger)
     parts = []
-    for column in (RunRow.run_id, EventHeadRow.run_id):
-        part = select(column.label("id"))
+    for column, conditions in _ids_of_runs(owned):
+        part = select(column.label("id")).where(*conditions)
         if after:
             part = part.where(column > _name("after"))
         parts.append(select(part.order_by(column).limit(limit).subquery().c.id))
@@ -185,27 +302,37 @@ def list_run_ids(after: bool) -> Executable:
     return select(ids.c.id).order_by(ids.c.id).limit(limit)
 
 
-def all_run_ids() -> Select[Any]:
+def all_run_ids(owned: bool) -> Select[Any]:
     """Read the ids of all runs, of those too that have a head or events only."""
-    return union(*[select(column.label("id")) for column in (RunRow.run_id, EventHeadRow.run_id, EventRow.run_id)])  # type: ignore[return-value]
+    columns = _ids_of_runs(owned) + ([] if owned else [(EventRow.run_id, [])])
+    return union(*[select(column.label("id")).where(*conditions) for column, conditions in columns])  # type: ignore[return-value]
 
 
-def list_session_ids(after: bool) -> Executable:
+def _ids_of_runs(owned: bool) -> list[tuple[InstrumentedAttribute[Any], list[ColumnElement[bool]]]]:
+    if not owned:
+        return [(RunRow.run_id, []), (EventHeadRow.run_id, [])]
+    its_run = select(_ONE).select_from(RunRow).where(RunRow.run_id == EventHeadRow.run_id).correlate(EventHeadRow)
+    without_run = [EventHeadRow.owner == OWNER, ~its_run.exists()]
+    return [(RunRow.run_id, _of_owner(RunRow, owned)), (EventHeadRow.run_id, without_run)]
+
+
+def list_session_ids(after: bool, owned: bool) -> Executable:
     """Read ids of sessions in order."""
-    statement = select(SessionRow.session_id).order_by(SessionRow.session_id)
+    statement = select(SessionRow.session_id).where(*_of_owner(SessionRow, owned)).order_by(SessionRow.session_id)
     if after:
         statement = statement.where(SessionRow.session_id > _name("after"))
     return statement.limit(bindparam("limit", type_=BigInteger))
 
 
-def all_session_ids() -> Select[Any]:
+def all_session_ids(owned: bool) -> Select[Any]:
     """Read the ids of all sessions."""
-    return select(SessionRow.session_id.label("id"))
+    return select(SessionRow.session_id.label("id")).where(*_of_owner(SessionRow, owned))
 
 
-def count_by_status() -> Executable:
+def count_by_status(owned: bool) -> Executable:
     """Count runs by status."""
-    return select(RunRow.status, func.count()).group_by(RunRow.status).order_by(RunRow.status)
+    runs = select(RunRow.status, func.count()).where(*_of_owner(RunRow, owned))
+    return runs.group_by(RunRow.status).order_by(RunRow.status)
 
 
 # ── writes both databases word alike but for the insert construct and the clock ──────────────────
@@ -224,15 +351,23 @@ StatusDigest: TypeAlias = Callable[
 EventDigest: TypeAlias = Callable[[ColumnElement[Any], ColumnElement[Any], ColumnElement[Any]], ColumnElement[Any]]
 """Gives the digest of an event, of the digest before, its time and its number."""
 
-_RUN_ASSIGNED: Final = {"updated_at", "version", "previous_status", "output_version", "history_digest"}
+_RUN_ASSIGNED: Final = {"updated_at", "version", "previous_status", "output_version", "history_digest", "owner"}
 _RUN_VALUES: Final = {
-    column.key: bindparam(f"run_{column.key}", type_=column.type)
+    column.key: bindparam(f"run_{column.key}", type_=Bare())
     for column in RunRow.__table__.columns
     if column.key not in _RUN_ASSIGNED
 }
 # NULL where the run came without its time: then the stored one stays.
 _GIVEN_CREATED_AT: Final = bindparam("given_created_at", type_=UTCDateTime())
-_SAVED: Final = (RunRow.version, RunRow.updated_at, RunRow.created_at, RunRow.previous_status, RunRow.history_digest)
+_SAVED: Final = (
+    RunRow.version,
+    RunRow.updated_at,
+    RunRow.created_at,
+    RunRow.owner,
+    RunRow.previous_status,
+    RunRow.history_digest,
+)
+_FINAL: Final = [literal_column(f"'{status}'", Text) for status in sorted(TERMINAL_STATUSES)]
 
 
 def save_variant(expected: int | None) -> str:
@@ -241,11 +376,18 @@ def save_variant(expected: int | None) -> str:
 
 
 def _may_change_status(new_status: ColumnElement[Any]) -> ColumnElement[bool]:
-    not_terminal = and_(*[RunRow.status != literal(str(status), Name()) for status in sorted(TERMINAL_STATUSES)])
-    return or_(not_terminal, RunRow.status == new_status)
+    return or_(RunRow.status.not_in(_FINAL), RunRow.status == new_status)
 
 
-def save_run(insert: _Insert, clock: Clock, variant: str, force: bool, digest: StatusDigest | None = None) -> Any:
+def save_run(
+    insert: _Insert,
+    clock: Clock,
+    variant: str,
+    *,
+    force: bool,
+    digest: StatusDigest | None = None,
+    free: ColumnElement[bool] | None = None,
+) -> Any:
     """Save a run, returning `_SAVED`; no row where that is refused.
 
     Args:
@@ -254,21 +396,25 @@ def save_run(insert: _Insert, clock: Clock, variant: str, force: bool, digest: S
         variant: What `save_variant` said.
         force: Whether a terminal status may change.
         digest: Chains the status history in this very statement; None leaves the stored digest.
+        free: In an owner's name: the condition that an id is free, or the owner's.
     """
-    if variant == "insert":
-        return _new_run(insert, clock, digest).on_conflict_do_nothing(index_elements=["run_id"]).returning(*_SAVED)
+    owned = free is not None
     if variant == "update":
-        return _update_run(clock, force, digest)
-    statement = _new_run(insert, clock, digest)
+        return _update_run(clock, force, digest, owned)
+    statement = _new_run(insert, clock, digest, free)
+    if variant == "insert":
+        return statement.on_conflict_do_nothing(index_elements=["run_id"]).returning(*_SAVED)
     new = statement.excluded
     changes = {name: new[name] for name in _RUN_VALUES if name != "run_id"} | _changes(clock, new, digest)
-    where = None if force else _may_change_status(new.status)
+    conditions = _of_owner(RunRow, owned) + ([] if force else [_may_change_status(new.status)])
+    where = and_(*conditions) if conditions else None
     return statement.on_conflict_do_update(index_elements=["run_id"], set_=changes, where=where).returning(*_SAVED)
 
 
-def _update_run(clock: Clock, force: bool, digest: StatusDigest | None) -> Any:
+def _update_run(clock: Clock, force: bool, digest: StatusDigest | None, owned: bool) -> Any:
     changes: dict[str, Any] = {name: value for name, value in _RUN_VALUES.items() if name != "run_id"}
     conditions = [RunRow.run_id == _RUN_VALUES["run_id"], RunRow.version == bindparam("expected", type_=BigInteger)]
+    conditions += _of_owner(RunRow, owned)
     if not force:
         conditions.append(_may_change_status(_RUN_VALUES["status"]))
     return (
@@ -299,12 +445,20 @@ def _changes(clock: Clock, new: Any, digest: StatusDigest | None) -> dict[str, A
     return changes
 
 
-def _new_run(insert: _Insert, clock: Clock, digest: StatusDigest | None) -> Any:
+def _new_run(insert: _Insert, clock: Clock, digest: StatusDigest | None, free: ColumnElement[bool] | None) -> Any:
     now, first = clock(None), _ONE
     values = {**_RUN_VALUES, "updated_at": now, "version": first, "output_version": first}
     if digest is not None:
         values["history_digest"] = digest(now, null(), null(), first)
-    return insert(RunRow.__table__).values(values)
+    return _insert(insert, RunRow, values, free)
+
+
+def _insert(insert: _Insert, row: type[Base], values: dict[str, Any], allowed: ColumnElement[bool] | None) -> Any:
+    """Insert a row; with a condition on it in the owner's name."""
+    if allowed is None:
+        return insert(row.__table__).values(values)
+    values = {**values, "owner": OWNER}
+    return insert(row.__table__).from_select(list(values), select(*values.values()).where(allowed))
 
 
 STAMP: Final = Stamp._fields
@@ -322,31 +476,38 @@ _SESSION_HEAD: Final = (
     SessionRow.wire_fields,
     SessionRow.updated_at,
     SessionRow.version,
+    SessionRow.owner,
 )
 
 
-def save_session(insert: _Insert, clock: ColumnElement[Any], variant: str) -> Any:
+def save_session(insert: _Insert, clock: ColumnElement[Any], variant: str, owned: bool) -> Any:
     """Save a session's head, returning it; no row where that is refused."""
     if variant == "insert":
-        return _insert_session(insert, clock)
-    return _upsert_session(insert, clock) if variant == "upsert" else _update_session(clock)
+        return _insert_session(insert, clock, owned)
+    return _upsert_session(insert, clock, owned) if variant == "upsert" else _update_session(clock, owned)
 
 
-def _insert_session(insert: _Insert, clock: ColumnElement[Any]) -> Any:
-    statement = _new_session(insert, clock).on_conflict_do_nothing(index_elements=["session_id"])
+def _insert_session(insert: _Insert, clock: ColumnElement[Any], owned: bool) -> Any:
+    statement = _new_session(insert, clock, owned).on_conflict_do_nothing(index_elements=["session_id"])
     return statement.returning(*_SESSION_HEAD)
 
 
-def _upsert_session(insert: _Insert, clock: ColumnElement[Any]) -> Any:
-    statement = _new_session(insert, clock)
+def _upsert_session(insert: _Insert, clock: ColumnElement[Any], owned: bool) -> Any:
+    statement = _new_session(insert, clock, owned)
     changes = {name: statement.excluded[name] for name in _SESSION_VALUES if name != "session_id"} | {
         "updated_at": statement.excluded.updated_at,
         "version": SessionRow.version + 1,
     }
-    return statement.on_conflict_do_update(index_elements=["session_id"], set_=changes).returning(*_SESSION_HEAD)
+    return _on_its_owners(statement, changes, owned)
 
 
-def _update_session(clock: ColumnElement[Any]) -> Any:
+def _on_its_owners(statement: Any, changes: dict[str, Any], owned: bool) -> Any:
+    where = and_(*_of_owner(SessionRow, owned)) if owned else None
+    update_ = statement.on_conflict_do_update(index_elements=["session_id"], set_=changes, where=where)
+    return update_.returning(*_SESSION_HEAD)
+
+
+def _update_session(clock: ColumnElement[Any], owned: bool) -> Any:
     changes = {name: value for name, value in _SESSION_VALUES.items() if name != "session_id"} | {
         "updated_at": clock,
         "version": SessionRow.version + 1,
@@ -356,15 +517,16 @@ def _update_session(clock: ColumnElement[Any]) -> Any:
         .where(
             SessionRow.session_id == _SESSION_VALUES["session_id"],
             SessionRow.version == bindparam("expected", type_=BigInteger),
+            *_of_owner(SessionRow, owned),
         )
         .values(changes)
         .returning(*_SESSION_HEAD)
     )
 
 
-def extend_session(insert: _Insert, clock: ColumnElement[Any], state: bool) -> Any:
-    """Make room for `message_count` more messages in a session's head, inserting it if absent."""
-    statement = _new_session(insert, clock)
+def extend_session(insert: _Insert, clock: ColumnElement[Any], state: bool, owned: bool) -> Any:
+    """Make room for `message_count` more messages in a session's head, inserting it if absent; no row if refused."""
+    statement = _new_session(insert, clock, owned)
     changes: dict[str, Any] = {
         "message_count": SessionRow.message_count + statement.excluded.message_count,
         "updated_at": statement.excluded.updated_at,
@@ -373,7 +535,7 @@ def extend_session(insert: _Insert, clock: ColumnElement[Any], state: bool) -> A
     }
     if state:
         changes["state"] = statement.excluded.state
-    return statement.on_conflict_do_update(index_elements=["session_id"], set_=changes).returning(*_SESSION_HEAD)
+    return _on_its_owners(statement, changes, owned)
 
 
 def cut_session_messages() -> Executable:
@@ -384,20 +546,33 @@ def cut_session_messages() -> Executable:
     )
 
 
-def advance_head(insert: _Insert, clock: Clock, digest: EventDigest | None = None) -> Any:
-    """Take the next `count` numbers of a run; the row's lock is held until commit.
+def advance_head(
+    insert: _Insert,
+    clock: Clock,
+    digest: EventDigest | None = None,
+    owners_run: ColumnElement[bool] | None = None,
+) -> Any:
+    """Take the next `count` numbers of a run; the row's lock is held until commit. No row if refused.
 
-    With a `digest`, of one event: `count` must be 1 then.
+    Args:
+        insert: The database's insert.
+        clock: The database's clock.
+        digest: Chains one event: `count` must be 1 then.
+        owners_run: In an owner's name: the condition that the run is the owner's.
     """
+    run_id = _name("run_id")
     head = EventHeadRow.__table__.c
     count = bindparam("count", type_=BigInteger)
     now = clock(head.recorded_at)
-    first: dict[str, Any] = {"run_id": _name("run_id"), "last_seq": count, "recorded_at": clock(None)}
+    first: dict[str, Any] = {"run_id": run_id, "last_seq": count, "recorded_at": clock(None)}
     following: dict[str, Any] = {"last_seq": head.last_seq + count, "recorded_at": now}
     if digest is not None:
         first["digest"] = digest(null(), clock(None), count)
         following["digest"] = digest(head.digest, now, head.last_seq + count)
-    return insert(EventHeadRow).values(first).on_conflict_do_update(index_elements=["run_id"], set_=following)
+    no_run_or_owners = None if owners_run is None else or_(owners_run, ~there_is(RunRow, run_id))
+    statement = _insert(insert, EventHeadRow, first, no_run_or_owners)
+    where = None if owners_run is None else or_(head.owner == OWNER, owners_run)
+    return statement.on_conflict_do_update(index_elements=["run_id"], set_=following, where=where)
 
 
 def set_head_digest() -> Executable:
@@ -409,5 +584,6 @@ def set_head_digest() -> Executable:
     )
 
 
-def _new_session(insert: _Insert, clock: ColumnElement[Any]) -> Any:
-    return insert(SessionRow).values(**_SESSION_VALUES, created_at=clock, updated_at=clock, version=_ONE)
+def _new_session(insert: _Insert, clock: ColumnElement[Any], owned: bool) -> Any:
+    owner = {"owner": OWNER} if owned else {}
+    return insert(SessionRow).values(**_SESSION_VALUES, created_at=clock, updated_at=clock, version=_ONE, **owner)

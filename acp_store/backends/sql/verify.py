@@ -13,7 +13,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from acp_store.actors import Stamp
 from acp_store.backends.sql import statements
-from acp_store.backends.sql.dialect import Bind, SQLDialect
+from acp_store.backends.sql.dialect import NOBODY, Bind, Owner, SQLDialect
 from acp_store.backends.sql.prepared import Row
 from acp_store.models import ErasureRow, EventHeadRow, EventRow, RunRow, RunStatusRow, TombstoneRow
 from acp_store.models.base import Name, UTCDateTime
@@ -43,11 +43,11 @@ RUNS_IN_A_SNAPSHOT: Final = 200
 _TimeOut: TypeAlias = Callable[[Any], datetime]
 
 
-def verify_run(snapshot: Bind, dialect: SQLDialect, run_id: str) -> Verification:
+def verify_run(snapshot: Bind, dialect: SQLDialect, run_id: str, owner: Owner) -> Verification:
     """Check everything of one run."""
     problems: list[Problem] = []
     check = Check(run_id, problems.append)
-    for fact in facts(snapshot, dialect, only=run_id):
+    for fact in facts(snapshot, dialect, only=run_id, owner=owner):
         check.feed(fact)
     check.end()
     check.report.problems = problems
@@ -72,7 +72,13 @@ def all_facts(bind: Bind, dialect: SQLDialect) -> Iterator[Fact]:
 
 
 def facts(
-    bind: Bind, dialect: SQLDialect, *, only: str | None = None, after: str | None = None, upto: str | None = None
+    bind: Bind,
+    dialect: SQLDialect,
+    *,
+    only: str | None = None,
+    after: str | None = None,
+    upto: str | None = None,
+    owner: Owner = NOBODY,
 ) -> Iterator[Fact]:
     """Read everything that has a digest, sorted by `place_of`, a page of each table at a time.
 
@@ -82,8 +88,10 @@ def facts(
         only: Only this id.
         after: Only ids after this one.
         upto: Only ids up to this one, itself included.
+        owner: Only if `only` is this owner's.
     """
     bounds = {name: value for name, value in (("only", only), ("after", after), ("upto", upto)) if value is not None}
+    bounds |= owner
 
     def time_out(value: Any) -> datetime:
         if value is None:
@@ -145,6 +153,7 @@ def _page(source: _Source, dialect: SQLDialect, bounds: frozenset[str], continue
         "upto": id_ <= bindparam("upto", type_=Name()),
     }
     conditions = [condition for name, condition in known.items() if name in bounds]
+    conditions += statements.is_owners(bindparam("only", type_=Name()), "owner" in bounds)
     if continued:
         last = [bindparam(f"key_{place}", type_=column.type) for place, column in enumerate(source.key)]
         conditions.append(tuple_(*source.key) > tuple_(*last))
