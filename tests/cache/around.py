@@ -114,6 +114,9 @@ class Around(Repository):
     def save_run(self, run: RunLike, **options: Any) -> Run:
         return self._pass("save_run", run, **options)  # type: ignore[no-any-return]
 
+    def for_owner(self, owner: str) -> Repository:
+        return self._pass("for_owner", owner)  # type: ignore[no-any-return]
+
     def delete_run(self, run_id: str) -> bool:
         return self._pass("delete_run", run_id)  # type: ignore[no-any-return]
 
