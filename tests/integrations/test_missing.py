@@ -21,3 +21,11 @@ def test_without_openai_agents(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "acp_store.integrations.openai_agents", raising=False)
     with pytest.raises(MissingExtraError, match=r"pip install 'acp-store\[openai-agents\]'"):
         import acp_store.integrations.openai_agents  # noqa: F401
+
+
+def test_without_a2a(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing it names the extra, and is an ImportError too."""
+    monkeypatch.setitem(sys.modules, "a2a.server.tasks", None)
+    monkeypatch.delitem(sys.modules, "acp_store.integrations.a2a", raising=False)
+    with pytest.raises(MissingExtraError, match=r"pip install 'acp-store\[a2a\]'"):
+        import acp_store.integrations.a2a  # noqa: F401
