@@ -19,7 +19,7 @@ SERVE: Final = "uvicorn sse:app --timeout-graceful-shutdown 3"
 OTHER_ENVIRONMENT: Final = {"docs/howto/acp-sdk.md"}
 """Pages whose examples run in an environment of their own, with the tests of what they are about."""
 
-SERVED: Final = {"docs/howto/openai-agents.md"}
+SERVED: Final = {"docs/howto/a2a.md", "docs/howto/openai-agents.md"}
 """Pages whose examples are a server and its clients, and run with the tests of what they are about."""
 
 _FENCED: Final = re.compile(
