@@ -81,6 +81,8 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
         stack.enter_context(pair.one)
         stack.enter_context(pair.two)
         yield pair
+    with pair.stored() as repository:
+        repository.clear()
 
 
 def test_message(pair: Pair) -> None:

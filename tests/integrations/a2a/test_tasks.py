@@ -30,6 +30,7 @@ def shared(request: pytest.FixtureRequest) -> Iterator[AsyncRepository]:
     url = request.getfixturevalue("shared_sqlite_url" if request.param == "sqlite" else "shared_postgres_url")
     with open_repository(url) as opened:
         yield AsyncRepository(opened)
+        opened.clear()
 
 
 class Both:
