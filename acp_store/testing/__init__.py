@@ -26,6 +26,7 @@ pytest.register_assert_rewrite(
             "contract_guards",
             "contract_input",
             "contract_lists",
+            "contract_owners",
             "contract_records",
             "contract_units",
             "contract_values",

@@ -1,7 +1,8 @@
 """The contract of `acp_store.repository` as tests: whoever passes them is a repository.
 
 Inherit `RepositoryContract`, give it a fixture `repository`, and pytest runs every clause on it. A
-clause that needs a `Capability` is skipped where the repository does not declare it, and only then.
+clause that needs a `Capability` is skipped where the repository does not declare it, and only then; and
+clauses that give names of owners are skipped for a repository that is one owner's already.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from acp_store.testing.contract_events import EventClauses
 from acp_store.testing.contract_guards import GuardClauses
 from acp_store.testing.contract_input import InputClauses
 from acp_store.testing.contract_lists import ListClauses
+from acp_store.testing.contract_owners import OwnerClauses
 from acp_store.testing.contract_records import RecordClauses
 from acp_store.testing.contract_units import UnitClauses
 from acp_store.testing.contract_values import ValueClauses
@@ -38,6 +40,7 @@ class RepositoryContract(
     UnitClauses,
     WatchClauses,
     AuditClauses,
+    OwnerClauses,
 ):
     """What every repository promises, one property a test.
 

@@ -226,6 +226,7 @@ class InputClauses:
             for run in (
                 make.run(created_at=time),
                 make.run(finished_at=time),
+                make.run(status_at=time),
                 make.run(output=[Message(role="agent", parts=[], created_at=time)]),
             ):
                 try:
@@ -234,7 +235,8 @@ class InputClauses:
                     assert_empty(repository)
                     continue
                 for read in (run_of(repository), *repository.list_runs().runs):
-                    assert (read.created_at, read.finished_at) == (run.created_at, run.finished_at)
+                    times = (run.created_at, run.finished_at, run.status_at)
+                    assert (read.created_at, read.finished_at, read.status_at) == times
                     assert [item.created_at for item in read.output] == [item.created_at for item in run.output]
                 repository.delete_run("run-1")
 
@@ -246,6 +248,7 @@ class InputClauses:
         for run in (
             make.run(created_at=naive),
             make.run(finished_at=naive),
+            make.run(status_at=naive),
             make.run(output=[message]),
             make.run(input=[Message(role="user", parts=[], completed_at=naive)]),
             {**RUN, "created_at": "2026-01-01T00:00:00"},

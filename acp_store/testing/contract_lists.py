@@ -293,6 +293,103 @@ class ListClauses:
             with refused(cursor):
                 repository.list_runs(cursor=cursor)
 
+    # ── the order of statuses ──────────────────────────────────────────────────────────────────
+
+    @needs(Capability.STATUS_TIMES)
+    def test_runs_are_listed_by_the_time_of_their_status(self, repository: Repository) -> None:
+        """In the order of ``status`` the newest `status_at` is first, ties by descending id, and those without last."""
+        times = {"a": at(1), "b": None, "c": at(2).replace(microsecond=1), "d": at(1), "e": None, "f": at(2)}
+        for number, (run_id, time) in enumerate(times.items()):
+            zoned = time and time.astimezone(timezone(timedelta(hours=number)))
+            repository.save_run(make.run(run_id, status_at=zoned, created_at=at(number)))
+        assert ids(repository.list_runs(order="status")) == ["c", "f", "d", "a", "e", "b"]
+        assert ids(repository.list_runs(order="status", limit=2, offset=3)) == ["a", "e"]
+        assert ids(repository.list_runs()) == ["f", "e", "d", "c", "b", "a"]
+        repository.save_run(make.run("b", status_at=at(3)))
+        repository.save_run(make.run("c"))
+        assert ids(repository.list_runs(order="status")) == ["b", "f", "d", "a", "e", "c"]
+
+    @needs(Capability.STATUS_TIMES)
+    def test_runs_are_filtered_by_the_time_of_their_status(self, repository: Repository) -> None:
+        """`status_after` includes its time, finds no run without one, and combines with filters, in either order."""
+        for number in range(6):
+            agent = "even" if number % 2 == 0 else "odd"
+            time = None if number == 5 else at(number)
+            repository.save_run(make.run(f"run-{number}", agent_name=agent, status_at=time, created_at=at(9 - number)))
+        after = at(1).astimezone(timezone(timedelta(hours=-3)))
+        page = repository.list_runs(status_after=after)
+        assert (ids(page), page.total) == (["run-1", "run-2", "run-3", "run-4"], 4)
+        page = repository.list_runs(status_after=after, order="status", limit=3)
+        assert (ids(page), page.total) == (["run-4", "run-3", "run-2"], 4)
+        page = repository.list_runs(status_after=after, order="status", agent_name="odd")
+        assert (ids(page), page.total) == (["run-3", "run-1"], 2)
+        assert repository.list_runs(status_after=after + timedelta(microseconds=1)).total == 3
+
+    @needs(Capability.STATUS_TIMES, Capability.CURSORS)
+    def test_a_cursor_walks_through_the_times_of_statuses(self, repository: Repository) -> None:
+        """Following the cursor meets each run once in pages of any size, over ties and on to those without a time."""
+        names = [f"run-{number:02}" for number in range(12)]
+        for number, name in enumerate(names):
+            repository.save_run(make.run(name, status_at=None if number % 3 == 0 else at(number // 4)))
+        wanted = ids(repository.list_runs(order="status", limit=12))
+        assert sorted(wanted) == names
+        for limit in (1, 2, 3, 5, 7, 8, 9, 11, 12):
+            walked = walk(repository, order="status", limit=limit)
+            assert [name for page in walked for name in page] == wanted, limit
+            assert all(len(page) == limit for page in walked[:-1]), limit
+        cursor = repository.list_runs(order="status", limit=3).next_cursor
+        page = repository.list_runs(order="status", limit=4, offset=3, cursor=cursor)
+        assert (ids(page), page.total) == (wanted[6:10], 12)
+        walked = walk(repository, order="status", limit=3, status_after=at(1))
+        assert [name for page in walked for name in page] == [
+            "run-11",
+            "run-10",
+            "run-08",
+            "run-07",
+            "run-05",
+            "run-04",
+        ]
+
+    @needs(Capability.STATUS_TIMES, Capability.CURSORS)
+    def test_a_cursor_of_statuses_survives_changes(self, repository: Repository) -> None:
+        """Runs that are deleted, or get another status, between two pages do not stop a walk or repeat a run."""
+        for number in range(10):
+            repository.save_run(make.run(f"run-{number}", status_at=at(number) if number > 4 else None))
+        first = repository.list_runs(order="status", limit=2)
+        assert ids(first) == ["run-9", "run-8"]
+        repository.delete_run("run-8")
+        repository.delete_run("run-6")
+        repository.save_run(make.run("run-7", status_at=at(20)))
+        repository.save_run(make.run("run-1", status_at=at(1)))
+        second = repository.list_runs(order="status", limit=3, cursor=first.next_cursor)
+        assert ids(second) == ["run-5", "run-1", "run-4"]
+        repository.delete_run("run-4")
+        third = repository.list_runs(order="status", limit=3, cursor=second.next_cursor)
+        assert (ids(third), third.next_cursor) == (["run-3", "run-2", "run-0"], None)
+
+    @needs(Capability.STATUS_TIMES, Capability.CURSORS)
+    def test_a_cursor_of_another_order_is_refused(self, repository: Repository) -> None:
+        """A cursor goes on in its own order only."""
+        for number in range(2):
+            repository.save_run(make.run(f"run-{number}", status_at=at(number)))
+        with refused("of statuses"):
+            repository.list_runs(cursor=repository.list_runs(order="status", limit=1).next_cursor)
+        with refused("of times of creation"):
+            repository.list_runs(order="status", cursor=repository.list_runs(limit=1).next_cursor)
+        for cursor in ("x", "", "garbage", *STRANGE_BASE64):
+            with refused(cursor):
+                repository.list_runs(order="status", cursor=cursor)
+
+    @needs(Capability.STATUS_TIMES, Capability.STRICT_INPUT)
+    def test_strange_orders_are_refused(self, repository: Repository) -> None:
+        """Another order, and a naive time of a status, raise a `PayloadError`."""
+        for order in ("", "STATUS", "created_at", None, 1):
+            with refused(order):
+                repository.list_runs(order=order)  # type: ignore[arg-type]
+        for time in (at().replace(tzinfo=None), "2026-01-01T00:00:00Z", 1):
+            with refused(time):
+                repository.list_runs(status_after=time)  # type: ignore[arg-type]
+
     # ── ids ────────────────────────────────────────────────────────────────────────────────────
 
     @needs(Capability.IDS)

@@ -29,6 +29,7 @@ class RecordClauses:
             output=[make.message("one"), make.message("two", role="agent/other", completed_at=at(2))],
             error={"code": "server_error", "message": "out of luck", "data": {"attempt": 3}},
             finished_at=at(5),
+            status_at=at(4.000001),
             input=[make.message("please", role="user")],
             mode="stream",
             metadata={"tenant": "acme"},

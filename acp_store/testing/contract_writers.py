@@ -169,7 +169,7 @@ class WriterClauses:
             repository.save_run(make.run(run_id, status="in-progress"))
 
             def end(writer: int, run_id: str = run_id) -> str | None:
-                status = TERMINAL[writer % 3].value
+                status = TERMINAL[writer % len(TERMINAL)].value
                 try:
                     repository.save_run(make.run(run_id, status=status))
                 except ConflictError:

@@ -61,7 +61,7 @@ ROUNDS: Final = 12
 """How often each of them does."""
 RACES: Final = 4
 """How often they begin at the same moment, where they meet once and then are done."""
-TERMINAL: Final = (RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED)
+TERMINAL: Final = (RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.REJECTED)
 
 _LIBRARIES: Final = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 

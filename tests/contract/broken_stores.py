@@ -7,6 +7,7 @@ Each is a decorator, so it can break any repository. pytest does not collect thi
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from itertools import islice, takewhile
 from threading import Barrier
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
+from acp_store.errors import ClosedError, ConflictError
 from acp_store.records import TERMINAL_STATUSES, Event, IdPage, Run, RunPage, Session, as_event, as_record, utc_now
 from acp_store.repository import UNSET, Capability, Limits, Repository
 from acp_store.testing import RepositoryContract
@@ -96,6 +98,9 @@ class Passing(Repository):
 
     def transaction(self) -> AbstractContextManager[Repository]:
         return self.inner.transaction()
+
+    def for_owner(self, owner: str) -> Repository:
+        return type(self)(self.inner.for_owner(owner))
 
     def verify(self, run_id: str) -> Verification:
         return self.inner.verify(run_id)
@@ -1063,6 +1068,111 @@ def _no_nan(value: Any) -> Any:
     return value if not isinstance(value, float) or value == value else None  # noqa: PLR0124
 
 
+# ── owners and the times of statuses ─────────────────────────────────────────────────────────
+
+
+class OfAnOwner(Passing):
+    """Has in an owner's name everybody's repository at hand, to break the one with the other."""
+
+    def __init__(self, inner: Repository, everybodys: Repository | None = None) -> None:
+        super().__init__(inner)
+        self.everybodys = everybodys or inner
+
+    def for_owner(self, owner: str) -> Repository:
+        return type(self)(self.inner.for_owner(owner), self.inner)
+
+
+class ListsEverybodysRuns(OfAnOwner):
+    def list_runs(self, **options: Any) -> RunPage:
+        return self.everybodys.list_runs(**options)
+
+
+class CountsEverybodysRuns(OfAnOwner):
+    def list_runs(self, **options: Any) -> RunPage:
+        return replace(super().list_runs(**options), total=self.everybodys.list_runs(**options).total)
+
+
+class ShowsEverybodysEvents(OfAnOwner):
+    def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
+        return self.everybodys.get_events(run_id, limit, offset)
+
+
+class TellsEverybodysStatuses(OfAnOwner):
+    def get_status(self, run_id: str) -> str | None:
+        return self.everybodys.get_status(run_id)
+
+
+class OverwritesAnothersRun(OfAnOwner):
+    def save_run(self, run: RunLike, **options: Any) -> Run:
+        return self.inner.save_run(run, **options) if not options.get("force") else self.everybodys.save_run(run)
+
+
+class AppendsToAnothersRun(OfAnOwner):
+    def add_events(self, run_id: str, events: Sequence[EventLike]) -> list[Event]:
+        return self.everybodys.add_events(run_id, events)
+
+
+class TellsWhoseItIs(OfAnOwner):
+    def save_run(self, run: RunLike, **options: Any) -> Run:
+        try:
+            return super().save_run(run, **options)
+        except ConflictError as error:
+            run = self.everybodys.get_run(as_record(Run, run).run_id) or as_record(Run, run)
+            raise ConflictError(f"it is {run.owner}'s", expected=error.expected, actual=error.actual) from None
+
+
+class DeletesAnothersRun(OfAnOwner):
+    def delete_run(self, run_id: str) -> bool:
+        return self.everybodys.delete_run(run_id)
+
+
+class ForgetsTheOwnerInATransaction(OfAnOwner):
+    def transaction(self) -> AbstractContextManager[Repository]:
+        return self.everybodys.transaction()
+
+
+class ClosesForAll(OfAnOwner):
+    def for_owner(self, owner: str) -> Repository:
+        owned = super().for_owner(owner)
+        assert isinstance(owned, ClosesForAll)
+        owned.close_all = self.end
+        return owned
+
+    def __init__(self, inner: Repository, everybodys: Repository | None = None) -> None:
+        super().__init__(inner, everybodys)
+        self.close_all: Callable[[], None] = lambda: None
+        self.closed = False
+
+    def end(self) -> None:
+        self.closed = True
+
+    def close(self) -> None:
+        self.close_all()
+
+    def save_run(self, run: RunLike, **options: Any) -> Run:
+        if self.closed:
+            raise ClosedError("closed")
+        return super().save_run(run, **options)
+
+
+class TakesNobodyForTheEmptyName(OfAnOwner):
+    def for_owner(self, owner: str) -> Repository:
+        return super().for_owner(owner) if owner else self
+
+
+class KnowsOneOrder(Passing):
+    def list_runs(self, **options: Any) -> RunPage:
+        return super().list_runs(**{**options, "order": "created"})
+
+
+class LeavesOutRunsWithoutATimeOfStatus(Passing):
+    def list_runs(self, **options: Any) -> RunPage:
+        page = super().list_runs(**options)
+        if options.get("order") != "status" or options.get("cursor") is None:
+            return page
+        return replace(page, runs=[run for run in page.runs if run.status_at is not None])
+
+
 BROKEN: dict[type[Passing], str] = {
     DropsEveryTenthEvent: "test_every_event_is_there_once",
     HidesEveryTenthEvent: "test_every_event_is_there_once",
@@ -1174,6 +1284,19 @@ BROKEN_CAPABILITY: dict[type[Passing], str] = {
     ListsDeletedIds: "test_deleted_ids_are_not_listed",
     TakesOffsetsForCursorsOfIds: "test_ids_that_stay_are_listed_while_others_come_and_go",
     ListsRunsForAnyNoun: "test_ids_of_anything_else_are_refused",
+    ListsEverybodysRuns: "test_an_owner_lists_only_their_own",
+    CountsEverybodysRuns: "test_an_owner_lists_only_their_own",
+    ShowsEverybodysEvents: "test_what_others_have_is_not_there",
+    TellsEverybodysStatuses: "test_what_others_have_is_not_there",
+    OverwritesAnothersRun: "test_what_others_have_cannot_be_written",
+    AppendsToAnothersRun: "test_what_others_have_cannot_be_written",
+    TellsWhoseItIs: "test_what_others_have_cannot_be_written",
+    DeletesAnothersRun: "test_what_others_have_cannot_be_deleted",
+    ForgetsTheOwnerInATransaction: "test_a_transaction_is_its_owners",
+    ClosesForAll: "test_an_owners_repository_has_the_same_abilities",
+    TakesNobodyForTheEmptyName: "test_any_name_is_an_owner",
+    KnowsOneOrder: "test_runs_are_listed_by_the_time_of_their_status",
+    LeavesOutRunsWithoutATimeOfStatus: "test_a_cursor_walks_through_the_times_of_statuses",
 }
 """Breaks a promise that only a declared capability makes."""
 

@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy.orm import Session
 
 from acp_store import Repository, SQLRepository, open_repository
-from acp_store.testing import RepositoryContract
+from acp_store.testing import RepositoryContract, at
+from acp_store.testing import factories as make
 from tests.contract.conftest import Kept
 
 
@@ -65,3 +66,25 @@ class TestFromSession(RepositoryContract):
         kept.empty(shared_url, lambda: SQLRepository(engine))
         with Session(engine) as session:
             yield SQLRepository(session)
+
+
+class TestInAnOwnersName(RepositoryContract):
+    """One owner's, where another and nobody have rows of the same shape in the same tables."""
+
+    @pytest.fixture
+    def repository(self, kept: Kept, shared_url: str) -> Repository:
+        return kept.empty(f"alice's {shared_url}", lambda: _alice_among_others(kept, shared_url))
+
+
+def _alice_among_others(kept: Kept, url: str) -> Repository:
+    shared = kept.empty(url, lambda: open_repository(url))
+    for name, repository in (("bob", shared.for_owner("bob")), ("nobody", shared)):
+        for number in range(3):
+            mark = f"{number} {name}"
+            repository.save_run(
+                make.run(f"run-{mark}", session_id="session-1", status="completed", status_at=at(number))
+            )
+            repository.add_events(f"run-{mark}", [make.generic_event(number), {"type": "run.completed"}])
+            repository.add_event(f"events-{mark}", make.generic_event(number), key="key")
+            repository.save_session(make.session(f"session-{mark}", history=[make.message()], state={"a": 1}))
+    return shared.for_owner("alice")

@@ -15,6 +15,7 @@ from acp_store import (
     BackendUnavailableError,
     Capability,
     ConfigurationError,
+    ConflictError,
     Repository,
     SchemaError,
     SQLRepository,
@@ -117,6 +118,37 @@ def use(repository: Any) -> None:
     assert repository.list_ids("sessions").ids == []
 
 
+def use_as(owner: Any, nobody: Any) -> None:
+    """Do in an owner's name what is worded differently there."""
+    nobody.save_run(make.run("nobody's"))
+    owner.save_run(make.run("r", session_id="s"), expected_version=0)
+    owner.save_run(make.run("r", session_id="s"), expected_version=1)
+    owner.save_run(make.run("r", session_id="s"))
+    for count in (1, 3, 200):
+        owner.add_events("r", [make.generic_event(count)] * count)
+        owner.add_events("only events", [make.generic_event(count)] * count)
+    owner.append_messages("s", [make.message()])
+    owner.save_session(make.session("s"))
+    with pytest.raises(ConflictError):
+        owner.save_run(make.run("nobody's"))
+    for count in (1, 3, 200):
+        with pytest.raises(ConflictError):
+            owner.add_events("nobody's", [make.generic_event(1)] * count)
+    assert owner.get_run("r").owner == "alice"
+    assert len(owner.get_events("r", 1000)) == 204
+    assert owner.list_runs(order="status").total == 1
+    assert owner.list_ids("runs").ids == ["only events", "r"]
+    assert owner.verify("r").ok
+    assert owner.erase_event("r", 1)
+    assert owner.stats().events == 408
+    assert not owner.delete_run("nobody's")
+    assert owner.delete_run("r")
+    assert owner.delete_session("s")
+    owner.clear()
+    assert nobody.list_ids("runs").ids == ["nobody's"]
+    nobody.clear()
+
+
 def public_names(kind: type) -> set[str]:
     return {name for name in vars(kind) if not name.startswith("_")}
 
@@ -127,10 +159,18 @@ def test_a_server_works_as_the_writer(fresh: Place) -> None:
     with open_repository(fresh.url_of(fresh.roles.writer), schema=fresh.schema) as repository:
         watched = Watched(repository)
         use(watched)
+        assert watched.for_owner("alice").ping()
     assert public_names(Repository) - watched.asked <= {"close"}
     with fresh.connected() as db:
         tombstones = db.execute("SELECT id, kind, event_count FROM acp_tombstones ORDER BY id").fetchall()
     assert tombstones == [("only events", "run", 1), ("r", "run", 205), ("s", "session", 0), ("t", "session", 0)]
+
+
+def test_a_server_works_in_an_owners_name(fresh: Place) -> None:
+    """The rights of a writer are enough for what is done in an owner's name."""
+    fresh.apply()
+    with open_repository(fresh.url_of(fresh.roles.writer), schema=fresh.schema) as repository:
+        use_as(repository.for_owner("alice"), repository)
 
 
 def test_a_host_works_as_the_writer(fresh: Place) -> None:

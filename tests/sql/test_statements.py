@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, event, text
 
 from acp_store import (
+    ConflictError,
     Message,
     MessagePart,
     MessagePartEvent,
     Run,
     Session,
     SQLRepository,
+    migrate,
     open_repository,
 )
 from acp_store.backends.sql import statements
+from acp_store.checks import cursor_of
+from acp_store.records import utc_now
 from tests.hosts import host_engine
 from tests.servers import connect
 
@@ -67,6 +73,119 @@ def test_one_statement_a_call(sent: tuple[SQLRepository, list[str]], name: str, 
     repository, statements_sent = sent
     call(repository)
     assert len(statements_sent) == 1
+
+
+IN_AN_OWNERS_NAME = [
+    ("get_run", lambda alice: alice.get_run("a")),
+    ("get_status", lambda alice: alice.get_status("a")),
+    ("save_run", lambda alice: alice.save_run(Run(run_id="a", agent_name="e").complete())),
+    ("save another's run", lambda alice: _refused(alice.add_event, "r", PART)),
+    ("insert run", lambda alice: alice.save_run(Run(agent_name="e"), expected_version=0)),
+    ("update run", lambda alice: alice.save_run(Run(run_id="a", agent_name="e"), expected_version=1)),
+    ("list_runs", lambda alice: alice.list_runs(agent_name="echo")),
+    ("list_runs by status", lambda alice: alice.list_runs(order="status")),
+    ("list_ids", lambda alice: alice.list_ids("runs")),
+    ("add_event", lambda alice: alice.add_event("a", PART)),
+    ("add another's event", lambda alice: _refused(alice.add_event, "r", PART)),
+    ("add_events", lambda alice: alice.add_events("a", [PART] * 10)),
+    ("get_events", lambda alice: alice.get_events("a")),
+    ("get_session", lambda alice: alice.get_session("s")),
+    ("append_messages", lambda alice: alice.append_messages("s2", [Message.user("x")])),
+    ("delete_session", lambda alice: alice.delete_session("s")),
+    ("delete_run", lambda alice: alice.delete_run("a")),
+    ("erase_event", lambda alice: alice.erase_event("a", 1)),
+]
+
+
+def _refused(call: Any, *arguments: Any) -> None:
+    with pytest.raises(ConflictError):
+        call(*arguments)
+
+
+@pytest.mark.parametrize(("name", "call"), IN_AN_OWNERS_NAME, ids=lambda value: value if isinstance(value, str) else "")
+def test_one_statement_a_call_in_an_owners_name(
+    sent: tuple[SQLRepository, list[str]],
+    name: str,  # noqa: ARG001
+    call: Any,
+) -> None:
+    """Nor does an owner cost a round trip, also where a write is refused by the statement itself."""
+    repository, statements_sent = sent
+    alice = repository.for_owner("alice")
+    alice.save_run(Run(run_id="a", agent_name="echo"))
+    alice.add_event("a", PART)
+    statements_sent.clear()
+    call(alice)
+    assert len(statements_sent) == 1
+    assert "owner" in statements_sent[0]
+
+
+LONG_SCHEMA = "twenty_characters_ab"
+CALLS_IN_A_SCHEMA: list[Any] = [call for name, call in IN_AN_OWNERS_NAME if "another" not in name]
+
+
+def test_the_driver_keeps_statements_at_hand(empty_postgres_url: str) -> None:
+    """No statement has more than 4,096 characters, beyond which psycopg works its text out anew at each call."""
+    lengths: dict[int, str] = {}
+
+    def note(_connection: Connection, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        lengths[len(statement)] = statement
+        assert len(parameters) <= 50
+
+    migrate.upgrade(empty_postgres_url, schema=LONG_SCHEMA)
+    engine = host_engine(empty_postgres_url)
+    event.listen(engine, "before_cursor_execute", note)
+    cursors = {order: cursor_of(utc_now(), "r", order) for order in ("created", "status")}
+    everything: dict[str, Any] = {"agent_name": "a", "session_id": "s", "status": "x", "offset": 1}
+    everything |= {"created_after": utc_now(), "created_before": utc_now()}
+    with engine.connect() as connection:
+        repository = SQLRepository(connection, schema=LONG_SCHEMA)
+        for each in (repository, repository.for_owner("alice")):
+            for number, call in enumerate(CALLS_IN_A_SCHEMA):
+                if number == 0:
+                    run = each.save_run(Run(agent_name="a", run_id="a" if each is repository else "b"))
+                    each.save_run(run, force=True)
+                with suppress(ConflictError):
+                    call(each)
+            for order, cursor in cursors.items():
+                each.list_runs(**everything, order=order, cursor=cursor)  # type: ignore[arg-type]
+            each.verify("a")
+            each.stats()
+    engine.dispose()
+    assert max(lengths) <= 4096, lengths[max(lengths)]
+    assert max(lengths) > 3500  # the save in an owner's name was among them
+
+
+def test_an_owner_in_a_schema_is_looked_up_there(empty_postgres_url: str) -> None:
+    """With ``schema=`` every table that an owner's statement asks is that of the schema."""
+    migrate.upgrade(empty_postgres_url, schema=LONG_SCHEMA)
+    with open_repository(empty_postgres_url, schema=LONG_SCHEMA) as repository:
+        alice = repository.for_owner("alice")
+        alice.save_run(Run(run_id="r", agent_name="a"))
+        for count in (1, 2, 200):
+            alice.add_events("r", [PART] * count)
+            with pytest.raises(ConflictError):
+                repository.for_owner("bob").add_events("r", [PART] * count)
+        assert len(alice.get_events("r", 1000)) == 203
+        assert alice.verify("r").ok
+        assert alice.delete_run("r")
+
+
+def test_runs_that_are_given_an_owner_are_theirs(file_url: str) -> None:
+    """An operator who writes names into the rows of old runs and sessions gives them away with their events."""
+    engine = host_engine(file_url)
+    with open_repository(file_url) as repository:
+        repository.save_run(Run(run_id="r", agent_name="a"))
+        repository.add_event("r", PART)
+        with engine.begin() as connection:
+            connection.execute(text("update acp_runs set owner = 'alice'"))
+        alice = repository.for_owner("alice")
+        for count in (1, 2, 200):
+            alice.add_events("r", [PART] * count)
+        assert len(alice.get_events("r", 1000)) == 204
+        assert alice.save_run(Run(run_id="r", agent_name="a")).version == 2
+        assert repository.for_owner("bob").get_events("r") == []
+        assert alice.delete_run("r")
+    engine.dispose()
 
 
 FILTERS = [
@@ -180,6 +299,65 @@ def test_a_page_reads_no_payload_it_does_not_return(filled: dict[str, Engine]) -
         connection.commit()
     # Ten outputs lie in a few blocks each, fifteen thousand in far more.
     assert 0 < read() - before < 200
+
+
+MANY_MORE = 100_000
+_MANY_OWNED = """
+    insert into acp_runs (run_id, agent_name, status, output, created_at, updated_at, version, owner, status_at)
+    select 'owned-' || n, 'agent-' || n % 50, 'completed', '[]', {time}, {time}, 1, 'owner-' || n % 97,
+           case when n % 4 > 0 then {time} end
+    from {numbers}
+"""
+MANY_OWNED = {
+    "postgresql": _MANY_OWNED.format(
+        time="timestamptz '2026-01-01 00:00:00Z' + n * interval '1 second'",
+        numbers=f"generate_series(1, {MANY_MORE}) as n",
+    ),
+    "sqlite": _MANY_OWNED.format(
+        time="strftime('%Y-%m-%d %H:%M:%S', '2026-01-01', '+' || n || ' seconds') || '.000000'",
+        numbers=(
+            f"(with recursive s(n) as (select 1 union all select n + 1 from s where n < {MANY_MORE}) select n from s)"
+        ),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def owned(filled: dict[str, Engine]) -> dict[str, Engine]:
+    """A hundred thousand runs of many owners beside them."""
+    for kind, engine in filled.items():
+        with engine.begin() as connection:
+            connection.execute(text(MANY_OWNED[kind]))
+            connection.exec_driver_sql("analyze")
+    return filled
+
+
+@pytest.mark.parametrize(
+    ("order", "after", "index"),
+    [
+        ("created", None, "ix_acp_runs_owner_created_at"),
+        ("created", "created", "ix_acp_runs_owner_created_at"),
+        ("status", None, "ix_acp_runs_owner_status_at"),
+        ("status", "status", "ix_acp_runs_owner_status_at"),
+        ("status", "no status", "ix_acp_runs_owner_status_at"),
+    ],
+    ids=lambda value: str(value).replace(" ", "_"),
+)
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_an_owners_page_is_a_scan_of_an_index(
+    owned: dict[str, Engine], kind: str, order: str, after: str | None, index: str
+) -> None:
+    """Among a hundred thousand runs an owner's page is read off its index, in both orders, behind a cursor too."""
+    plan = _plan(owned[kind], {"owner": "owner-3"}, order, after)
+    assert index in plan
+    assert "Seq Scan" not in plan
+    if kind == "sqlite":
+        assert f"SCAN acp_runs USING INDEX {index}" not in plan
+    if kind == "postgresql":
+        scans = _plan(owned[kind], {"owner": "owner-3"}, order, after, explain="(ANALYZE, TIMING OFF, COSTS OFF) ")
+        # Each of two parts reads a page and one run, and passes over no more than ties with the cursor.
+        assert all(int(rows) <= 22 for rows in re.findall(r"actual rows=(\d+)", scans)), scans
+        assert sum(int(rows) for rows in re.findall(r"Removed by Filter: (\d+)", scans)) <= 2, scans
 
 
 def test_saving_a_session_writes_only_what_is_new(file_url: str, engine: Engine) -> None:
