@@ -147,6 +147,7 @@ class Copying:
         if theirs == ours:
             self._count(self._report.sessions, task)
             return True
+        self._refuse_another_owner(theirs, ours)
         if ours is not None and version != task.saved:
             what = theirs.difference(ours)
             if self._write and len(ours.history) > len(theirs.history):
@@ -154,7 +155,8 @@ class Copying:
             self._refuse_to_overwrite(what)
         if not self._write:
             raise _Difference("it is not in DST")
-        task.saved = _version(self._target.save_session(session, expected_version=version))
+        target = self._target_of(session, stored_is_there=ours is not None)
+        task.saved = _version(target.save_session(session, expected_version=version))
         self._touch(self._report.sessions, task)
         return False
 
@@ -165,6 +167,7 @@ class Copying:
         stored = self._target.get_run(task.id)
         run = self._source.get_run(task.id)
         ours, theirs, version = _Imprint.of(stored), _Imprint.of(run), _version(stored)
+        self._refuse_another_owner(theirs, ours)
         if theirs is not None and ours is not None and theirs != ours and version != task.saved:
             self._refuse_to_overwrite(theirs.difference(ours))
         if run is None and not self._source.get_events(task.id, 1):
@@ -182,11 +185,12 @@ class Copying:
             return True
         if not self._write:
             raise _Difference(f"DST ends after event {equal}" if stored or equal else "it is not in DST")
+        target = self._target if run is None else self._target_of(run, stored_is_there=stored is not None)
         if source_has_more:
-            self._append_events(task, equal)
+            self._append_events(target, task, equal)
         if run is not None and theirs != ours:
             # After its events: where a run is there, it is there as a whole.
-            task.saved = _version(self._target.save_run(run, expected_version=version))
+            task.saved = _version(target.save_run(run, expected_version=version))
             self._touch(self._report.runs, task)
         return False
 
@@ -212,14 +216,14 @@ class Copying:
             if count < PAGE:
                 return seen, len(events) > count
 
-    def _append_events(self, task: _Task, seen: int) -> None:
+    def _append_events(self, target: Repository, task: _Task, seen: int) -> None:
         """Append the events after the first `seen`, a page in a transaction."""
         while True:
             events = self._source.get_events(task.id, PAGE, seen)
             if not events:
                 return
             try:
-                with self._target.transaction() if self._can_undo else nullcontext(self._target) as db:
+                with target.transaction() if self._can_undo else nullcontext(target) as db:
                     if db.add_events(task.id, events)[0].seq != seen + 1:
                         raise _Overtaken  # noqa: TRY301  # undoes the transaction
             except _Overtaken:
@@ -240,6 +244,18 @@ class Copying:
                     return
 
     # ── what both need ───────────────────────────────────────────────────────────────────────
+
+    def _target_of(self, record: Run | Session, *, stored_is_there: bool) -> Repository:
+        """Return the target in the name of a record's owner; what is there already keeps the owner it has."""
+        if record.owner is None or stored_is_there:
+            return self._target
+        if Capability.OWNERS not in self._target.capabilities:
+            raise _Difference("it is somebody's own, and DST keeps no owners")
+        return self._target.for_owner(record.owner)
+
+    def _refuse_another_owner(self, theirs: _Imprint | None, ours: _Imprint | None) -> None:
+        if theirs is not None and ours is not None and theirs.owner != ours.owner:
+            raise _Difference("it has another owner in DST, which no copy changes")
 
     def _refuse_to_overwrite(self, what: str) -> None:
         if not self._write:
@@ -291,6 +307,7 @@ class _Imprint:
 
     fields: dict[str, bytes]
     history: list[bytes]
+    owner: str | None
 
     @classmethod
     def of(cls, record: Run | Session | None) -> Self | None:
@@ -304,9 +321,10 @@ class _Imprint:
         else:
             fields = from_json(record.model_dump_json())
             fields["created_at"] = check_time("created_at", record.created_at)
-            if record.finished_at is not None:
-                fields["finished_at"] = check_time("finished_at", record.finished_at)
-        return cls({name: _digest(to_json(value)) for name, value in fields.items()}, history)
+            for name in ("finished_at", "status_at"):
+                if (time := getattr(record, name)) is not None:
+                    fields[name] = check_time(name, time)
+        return cls({name: _digest(to_json(value)) for name, value in fields.items()}, history, record.owner)
 
     def difference(self, other: Self) -> str:
         """Say in which fields, and from which message on, the target's record is another one."""

@@ -67,6 +67,9 @@ def list_runs(
             help="Only runs created before this time [default: any]",
         ),
     ] = None,
+    owner: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only runs saved in this owner's name [default: everybody's]")
+    ] = None,
     limit: Annotated[int, typer.Option(metavar="RUNS", min=0, help="How many at most")] = 10,
     cursor: Annotated[
         str | None,
@@ -82,7 +85,7 @@ def list_runs(
     next_cursor where there are more.
     """
     with shared.open() as repository:
-        page = repository.list_runs(
+        page = (repository if owner is None else repository.for_owner(owner)).list_runs(
             agent_name=agent,
             session_id=session,
             status=status,
@@ -108,14 +111,15 @@ def list_runs(
 def show_run(shared: Shared, run_id: Annotated[str, typer.Argument(metavar="ID", help="The run")]) -> None:
     """Print a run: its status, what it was asked, what it answered.
 
-    In JSON it is the run as ACP sends it, with its version and updated_at.
+    In JSON it is the run as ACP sends it, with its version and updated_at, and its owner if it has one.
     """
     with shared.open() as repository:
         run = repository.get_run(run_id)
     if run is None:
         _not_found(f"there is no run {run_id!r}")
     if shared.as_json:
-        print_record(run, version=run.version, updated_at=run.updated_at)
+        owner = {} if run.owner is None else {"owner": run.owner}
+        print_record(run, version=run.version, updated_at=run.updated_at, **owner)
     else:
         print_table([(name, value) for name, value in _facts(run) if value is not None], ("", ""), whole=("",))
 
@@ -296,10 +300,12 @@ def _facts(run: Run) -> list[tuple[str, object]]:
         ("run", run.run_id),
         ("agent", run.agent_name),
         ("session", run.session_id),
+        ("owner", run.owner),
         ("status", run.status),
         ("mode", run.mode),
         ("created", time_of(run.created_at)),
         ("finished", time_of(run.finished_at)),
+        ("status since", None if run.status_at is None else time_of(run.status_at)),
         ("updated", f"{time_of(run.updated_at)}, version {run.version}"),
         *(("input", summary_of_item(message)) for message in run.input or ()),
         *(("output", summary_of_item(message)) for message in run.output),

@@ -38,7 +38,7 @@ def import_(
     The file has one JSON object a line, with the keys input, mode, run, events and session; all but one
     of run and session may be missing. Each line is one transaction. A file may be imported again, also
     after a failure in its middle: nothing is stored twice. A run that is over keeps its status, and a
-    session its history where that is longer.
+    session its history where that is longer. What is new is nobody's: a file says nothing of owners.
     """
     from acp_store.cli.importing import Fate, Tally, store_recording
     from acp_store.cli.recording import parse_line
@@ -73,7 +73,7 @@ def export(
 
     The newest run comes first. A session is written with its oldest run; a session without runs is not
     exported. The file is there when it is complete, not before. A run that is written to meanwhile may be
-    caught between two of its writes.
+    caught between two of its writes. Owners are not exported; copy keeps them.
     """
     from acp_store.cli.recording import json_line
 
@@ -129,7 +129,10 @@ def copy(
 
     What DST has besides is left alone. A run or session that is another one there, or has more
     events, is reported and stays as it is; --overwrite replaces it, but never events, a longer
-    history, or the status of a run that is over. Exits with 1 if anything differs in the end.
+    history, the status of a run that is over, or an owner. Exits with 1 if anything differs in the end.
+
+    Owners are copied too, but of events without a run; a DST that keeps none is given nothing of what
+    has one.
 
     Not copied, as DST assigns its own: version and updated_at, recorded_at of events; nor idempotency
     keys and the history of statuses. SRC is not locked: of what is written to it meanwhile, copy again.

@@ -620,6 +620,64 @@ def test_a_target_without_transactions(stores: tuple[Repository, Repository]) ->
     assert copy(source, target).complaints == ["run 'run-2': another wrote events after 0 to DST at the same time"]
 
 
+class WithoutOwners(Passing):
+    """A target that keeps no owners."""
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        return super().capabilities - {Capability.OWNERS}
+
+
+def owned(store: Repository, owner: str | None = "alice") -> None:
+    """Write a run with events, and a session, in an owner's name."""
+    own = store if owner is None else store.for_owner(owner)
+    own.save_session(session(history=["http://a"]))
+    own.save_run(run(status_at=at(1)))
+    own.add_events("run-1", [generic_event(number) for number in range(PAGE + 1)])
+
+
+def test_owners_are_copied(stores: tuple[Repository, Repository]) -> None:
+    """A run with its events, and a session, are the owner's in the target too; also where a copy goes on."""
+    source, target = stores
+    owned(source)
+    target.for_owner("alice").add_event("run-1", generic_event(0))
+    report = copy(source, target)
+    assert (report.complaints, report.runs[Fate.VERIFIED]) == ([], 1)
+    alice = target.for_owner("alice")
+    assert wire(alice) == wire(source.for_owner("alice"))
+    assert [each.status_at for each in alice.list_runs(order="status").runs] == [at(1)]
+    assert len(alice.get_events("run-1", 1000)) == PAGE + 1
+    assert alice.get_session("session-1") is not None
+    source.for_owner("alice").add_event("run-1", generic_event("late"))
+    assert copy(source, target).complaints == []
+    assert len(alice.get_events("run-1", 1000)) == PAGE + 2
+
+
+@pytest.mark.parametrize("owner", ["bob", None])
+def test_another_owner_is_told(owner: str | None, stores: tuple[Repository, Repository]) -> None:
+    """What is another's in the target, or nobody's, stays so and is told, whatever else is the same."""
+    source, target = stores
+    owned(source)
+    owned(target, owner)
+    for overwrite in (False, True):
+        report = Report()
+        Copying(source, target, report, overwrite=overwrite).go()
+        reason = "it has another owner in DST, which no copy changes"
+        assert report.complaints == [f"session 'session-1': {reason}", f"run 'run-1': {reason}"]
+    assert [each.owner for each in target.list_runs().runs] == [owner]
+
+
+def test_a_target_without_owners(stores: tuple[Repository, Repository]) -> None:
+    """It is given nothing of what has an owner, as everybody could read it there; the rest is copied."""
+    source, target = stores
+    owned(source)
+    source.save_run(run("nobody's"))
+    report = copy(source, WithoutOwners(target))
+    reason = "it is somebody's own, and DST keeps no owners"
+    assert report.complaints == [f"session 'session-1': {reason}", f"run 'run-1': {reason}"]
+    assert ids(target, "runs") == ["nobody's"]
+
+
 # ── the program ──────────────────────────────────────────────────────────────────────────────
 
 

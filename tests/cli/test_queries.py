@@ -74,6 +74,17 @@ def test_filters(options: tuple[str, ...], count: int, imported_url: str, invoke
     assert len(done.lines) == min(count, 50)
 
 
+def test_runs_of_an_owner(file_url: str, invoke: Invoke) -> None:
+    """--owner lists what was saved in that name, and `runs show` says whose a run is."""
+    with open_repository(file_url) as repository:
+        repository.for_owner("alice").save_run(factories.run("hers", status_at=factories.at()))
+        repository.save_run(factories.run("nobody's"))
+    listed = invoke("runs", "list", "--owner", "alice", "--url", file_url).lines
+    assert [(line["run_id"], line["total"]) for line in listed] == [("hers", 1)]
+    assert invoke("runs", "show", "hers", "--url", file_url).line["owner"] == "alice"
+    assert "owner" not in invoke("runs", "show", "nobody's", "--url", file_url).line
+
+
 def test_a_wrong_cursor(sqlite_url: str, invoke: Invoke) -> None:
     """A cursor that is none of ours is refused."""
     assert "cursor is none of ours" in invoke("runs", "list", "--cursor", "x", "--url", sqlite_url).error
