@@ -62,7 +62,8 @@ class ConflictError(AcpStoreError):
     """What is stored does not allow this write; nothing was written.
 
     Raised when `expected_version` is not the stored version, when a terminal run would get another
-    status, and when an idempotency key was used before with another payload.
+    status, when an idempotency key was used before with another payload, and when in an owner's name
+    something is written to an id that somebody else has.
 
     Attributes:
         expected: The version the caller expected, where versions were compared; else None.

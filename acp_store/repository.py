@@ -420,7 +420,7 @@ class Repository(ABC):
         Each event comes once, in order of `seq`. The iterator ends
 
         * when the run's status is terminal and its terminal event (``run.completed``,
-          ``run.failed``, ``run.cancelled``) was delivered, whichever came first; a run that is
+          ``run.failed``, ``run.cancelled``, ``run.rejected``) was delivered, whichever came first; a run that is
           terminal without such an event is over when nothing new came for 1 s;
         * after `timeout` seconds of silence;
         * when a run that was there is deleted;

@@ -140,7 +140,7 @@ class GuardClauses:
 
     @pytest.mark.parametrize("status", TERMINAL)
     def test_a_terminal_run_stays_terminal(self, repository: Repository, status: RunStatus) -> None:
-        """A run that was saved completed, failed or cancelled reads back so, whatever else is done."""
+        """A run that was saved completed, failed, cancelled or rejected reads back so, whatever else is done."""
         for before in ("created", "in-progress"):
             repository.save_run(make.run(status=before))
         repository.save_run(make.run(status=status.value, finished_at=at(9)))

@@ -136,7 +136,7 @@ def test_every_method_is_documented(signature: str) -> None:
 
 def test_what_is_only_async_is_known() -> None:
     """A method that is only of an AsyncRepository, or returns something else there, has a place of its own."""
-    assert set(only_async()) == {"watch_events", "transaction", "aclose"}
+    assert set(only_async()) == {"watch_events", "transaction", "for_owner", "aclose"}
 
 
 @pytest.mark.parametrize(
