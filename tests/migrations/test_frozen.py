@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -242,6 +244,60 @@ def test_a_long_transaction_does_not_make_writers_wait(empty_postgres_url: str, 
     assert writer.error is None
     assert writer.longest < 5
     assert migrate.check(empty_postgres_url) == []
+
+
+def test_who_may_read_the_views_stays(empty_postgres_url: str) -> None:
+    """An upgrade of a database with views keeps what was granted on them, and adds columns at their end."""
+    migrate.upgrade(empty_postgres_url, "0004")
+    with connect(empty_postgres_url) as db:
+        for view in ("audit_runs", "audit_sessions", "audit_late_changes"):
+            db.execute(f"grant select on {view} to public")  # type: ignore[call-overload]
+        before = db.execute("select * from audit_runs").description
+        migrate.upgrade(empty_postgres_url)
+        after = db.execute("select * from audit_runs").description
+        granted = db.execute(
+            "select table_name from information_schema.table_privileges "
+            "where grantee = 'PUBLIC' and table_name like 'audit%'"
+        )
+        assert len(granted.fetchall()) == 3
+    assert before is not None
+    assert after is not None
+    assert [column.name for column in after] == [*(column.name for column in before), "owner"]
+
+
+# Says so when one index is there, and waits there.
+STALL = """
+import sys
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from acp_store import migrate
+
+@event.listens_for(Engine, "after_cursor_execute")
+def stall(connection, cursor, statement, *_):
+    if statement.startswith("CREATE INDEX CONCURRENTLY"):
+        print("half done", flush=True)
+        sys.stdin.read()
+
+migrate.upgrade(sys.argv[1])
+"""
+
+
+def test_an_upgrade_killed_between_two_indexes_is_repeated(empty_postgres_url: str) -> None:
+    """What is left then are the new columns under the old revision; an index that is invalid is built anew."""
+    with connect(empty_postgres_url) as db:
+        db.execute((FROZEN / "0001.postgresql.sql").read_text(encoding="utf-8"))
+        with subprocess.Popen(
+            [sys.executable, "-c", STALL, empty_postgres_url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "half done\n"
+            child.kill()
+        assert migrate.current(empty_postgres_url) == "0004"
+        db.execute("update pg_index set indisvalid = false where indexrelid = 'ix_acp_runs_owner_created_at'::regclass")
+        migrate.upgrade(empty_postgres_url)
+        assert migrate.check(empty_postgres_url) == []
+        invalid = db.execute("select count(*) from pg_index where not indisvalid").fetchone()
+        assert invalid == (0,)
 
 
 def _until(reached: Callable[[], object]) -> None:
