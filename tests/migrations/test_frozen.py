@@ -251,7 +251,7 @@ def test_who_may_read_the_views_stays(empty_postgres_url: str) -> None:
     migrate.upgrade(empty_postgres_url, "0004")
     with connect(empty_postgres_url) as db:
         for view in ("audit_runs", "audit_sessions", "audit_late_changes"):
-            db.execute(f"grant select on {view} to public")  # type: ignore[call-overload]
+            db.execute(f"grant select on {view} to public")
         before = db.execute("select * from audit_runs").description
         migrate.upgrade(empty_postgres_url)
         after = db.execute("select * from audit_runs").description

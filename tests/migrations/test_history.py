@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from sqlalchemy import Column, Integer, MetaData, Table, inspect, make_url, text
 from acp_store import SchemaError, migrate, open_repository
 from acp_store.models import REVISION, Base
 from tests.hosts import host_engine
+from tests.migrations.script import statements_of
 from tests.nursery import Forked
 from tests.servers import wait_until
 
@@ -114,17 +114,10 @@ def test_offline_sql_makes_the_same_schema(empty_url: str) -> None:
             driver.executescript(script)
         else:
             driver.autocommit = True
-            for statement in _statements(script):  # as psql sends them
+            for statement in statements_of(script):  # as psql sends them
                 driver.execute(statement)
     engine.dispose()
     assert migrate.check(empty_url) == []
-
-
-def _statements(script: str) -> list[str]:
-    """Cut a script at the ends of its statements; a body in dollar quotes has none."""
-    parts = re.split(r"(\$do\$.*?\$do\$)", script, flags=re.DOTALL)
-    cut = "".join(part if part.startswith("$do$") else part.replace(";\n\n", "\0") for part in parts)
-    return [statement for statement in cut.split("\0") if statement.strip()]
 
 
 def test_offline_sql_needs_no_server() -> None:
