@@ -73,7 +73,7 @@ def downgrade() -> None:
     schema = schema_name()
     lock(schema)
     for name in VIEWS:
-        execute(f"DROP VIEW {words().prefix}{name}")
+        execute(f"DROP VIEW IF EXISTS {words().prefix}{name}")
     for name, table, _ in indexes():
         op.drop_index(name, table, schema=schema, if_exists=True)
     for table, column in reversed(added()):
@@ -121,7 +121,7 @@ def replace_views(views: dict[str, Any]) -> None:
     d = words()
     for name, view in views.items():
         if not is_postgresql():
-            execute(f"DROP VIEW {name}")
+            execute(f"DROP VIEW IF EXISTS {name}")
         create = "CREATE OR REPLACE VIEW" if is_postgresql() else "CREATE VIEW"
         execute(f"{create} {d.prefix}{name} AS{view(d)}")
 

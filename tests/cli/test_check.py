@@ -167,13 +167,12 @@ def test_a_lost_table(file_url: str, invoke: Invoke) -> None:
     cascade = "" if file_url.startswith("sqlite") else "cascade"
     with driver(file_url) as execute:
         execute(f"drop table acp_event_heads {cascade}")
-        table, *views = problems(invoke, file_url)
+        table, *others = problems(invoke, file_url)
         assert table["detail"] == "table acp_event_heads is missing"
-        assert bool(views) == bool(cascade)
+        assert any(other["check"] == "views" for other in others) == bool(cascade)
         execute(table["fix"])
-    for fix in {view["fix"] for view in views}:
-        for command in fix.partition(" -- ")[0].split(";"):
-            assert invoke(*command.split()[1:], "--url", file_url).code == 0
+        for other in others:
+            execute(other["fix"])
     assert problems(invoke, file_url) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
@@ -30,8 +31,6 @@ _REBUILD: Final = (
     "acp-store db upgrade; acp-store import acp.jsonl"
 )
 _RESTORE: Final = "restore the table from a backup: nothing else knows what its rows had in this column"
-_VIEWS_ANEW: Final = "acp-store db downgrade 0003 --yes; acp-store db upgrade -- the views hold no data"
-_FUNCTIONS_ANEW: Final = "acp-store db downgrade 0002 --yes; acp-store db upgrade -- functions and views hold no data"
 _REMOVALS: Final = ("remove_column", "remove_index", "remove_table")
 _STATES: Final = {"add": "is missing", "remove": "is not ours or of another version"}
 
@@ -51,12 +50,28 @@ def drift(connection: Connection, schema: str | None) -> list[Finding]:
     dialect = dialect_of(connection)
     operations = [] if upgrade is None else _operations(upgrade)
     views = inspect(connection).get_view_names(schema)
-    beside = [Finding("views", f"view {name} is missing", _VIEWS_ANEW) for name in VIEWS if name not in views]
-    beside += [
-        Finding("functions", f"function {name} is missing", _FUNCTIONS_ANEW)
-        for name in dialect.missing_functions(connection, schema)
-    ]
-    return [*(_finding(context, operation, dialect) for operation in operations), *beside]
+    lost = [("views", "view", name) for name in VIEWS if name not in views]
+    lost += [("functions", "function", name) for name in dialect.missing_functions(connection, schema)]
+    return [*(_finding(context, operation, dialect) for operation in operations), *_beside(connection, schema, lost)]
+
+
+def _beside(connection: Connection, schema: str | None, lost: list[tuple[str, str, str]]) -> list[Finding]:
+    """Return findings for views and functions, in the order in which the SQL that makes them has to run."""
+    if not lost:
+        return []
+    from acp_store.backends.sql.migrate import sql  # noqa: PLC0415  # which imports this
+
+    script = sql(connection.engine.url, schema=schema)
+    found = []
+    for check, noun, name in lost:
+        start = (
+            r"CREATE (?:OR REPLACE )?VIEW [^\n]*?" if noun == "view" else r"DO \$do\$(?:(?!\$do\$).)*?FUNCTION %1\$I\."
+        )
+        bare = re.escape(name.partition("(")[0])
+        end = r" AS\n.*?(?=;\n\n)" if noun == "view" else r"\(.*?\$do\$"
+        *_, made = re.finditer(f"{start}{bare}{end}", script, re.DOTALL)
+        found.append((noun == "function", made.start(), Finding(check, f"{noun} {name} is missing", made.group())))
+    return [finding for _, _, finding in sorted(found, key=lambda each: each[:2])]
 
 
 def target_metadata(schema: str | None) -> MetaData:
