@@ -88,7 +88,7 @@ def may_build_in_place(schema: str | None) -> bool:
     if not is_postgresql():
         return True
     if op.get_context().as_sql:
-        return False
+        return context.get_starting_revision_argument() is None  # from nothing
     if isinstance(context.config.attributes.get("connection"), sa.Connection):
         return True
     tables = [sa.table(name, schema=schema) for name in TABLES]

@@ -19,7 +19,6 @@ from acp_store.models import VIEWS
 from tests.audit.databases import Database, open_database, plain
 from tests.conftest import _database
 from tests.docs.pages import ROOT
-from tests.migrations.script import statements_of
 from tests.servers import connect
 
 if TYPE_CHECKING:
@@ -645,8 +644,7 @@ def test_offline_sql_makes_the_same_views(file_url: str) -> None:
             database.connection.executescript(script)
         else:
             database.execute("DROP TABLE acp_alembic_version")
-            for statement in statements_of(script):
-                database.execute(statement)
+            database.execute(script)
         assert definitions(database) == before
 
 

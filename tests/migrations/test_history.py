@@ -103,10 +103,15 @@ def test_the_default_is_acp_db(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, check=True).stdout == b"0\n"
 
 
-def test_offline_sql_makes_the_same_schema(empty_url: str) -> None:
+@pytest.mark.parametrize("start", ["base", "0001"])
+def test_offline_sql_makes_the_same_schema(empty_url: str, start: str) -> None:
     """The SQL of ``--sql``, run by hand, makes a database that `check` finds nothing wrong with."""
-    script = _alembic("upgrade", "head", "--sql", DATABASE_URL=empty_url)
-    assert script == migrate.sql(empty_url)
+    if start == "base":
+        script = _alembic("upgrade", "head", "--sql", DATABASE_URL=empty_url)
+        assert script == migrate.sql(empty_url)
+    else:
+        migrate.upgrade(empty_url, start)
+        script = _alembic("upgrade", f"{start}:head", "--sql", DATABASE_URL=empty_url)
     engine = host_engine(empty_url)
     with engine.begin() as connection:
         driver: Any = connection.connection.driver_connection
@@ -114,7 +119,8 @@ def test_offline_sql_makes_the_same_schema(empty_url: str) -> None:
             driver.executescript(script)
         else:
             driver.autocommit = True
-            for statement in statements_of(script):  # as psql sends them
+            # From nothing also in one go; else as psql sends them.
+            for statement in [script] if start == "base" else statements_of(script):
                 driver.execute(statement)
     engine.dispose()
     assert migrate.check(empty_url) == []
