@@ -9,14 +9,18 @@ server went. What is under any other key is the last event of a log of its own.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 from uuid import uuid4
 from weakref import ref
+
+from pydantic import TypeAdapter, ValidationError
 
 from acp_store.aio import AsyncRepository
 from acp_store.checks import check_name
@@ -27,23 +31,6 @@ from acp_store.errors import (
     MissingExtraError,
     PayloadError,
     UnsupportedError,
-)
-from acp_store.integrations.acp_sdk_values import (
-    JSON,
-    Dump,
-    as_model,
-    dump,
-    follow,
-    head_of,
-    is_same,
-    kept,
-    marked,
-    mended,
-    outline,
-    outlined,
-    readable,
-    unknown_items,
-    wire,
 )
 from acp_store.records import TERMINAL_STATUSES, Event, Run
 from acp_store.repository import UNSET, Capability, Repository
@@ -71,7 +58,14 @@ FIRST_HINTED_LOOK: Final = 1.0
 """As `FIRST_LOOK`, where every writer's hints reach this process."""
 SLOWEST_HINTED_LOOK: Final = 4.0
 """As `SLOWEST_LOOK`, where every writer's hints reach this process."""
+DEEPEST_MENDED: Final = 100
+"""How deep a value may nest that is stored in place of one that cannot be."""
+LONGEST_MENDED: Final = 14_000
+"""How many bits an integer may have in such a value; Python reads 4,300 digits."""
 
+JSON: TypeAlias = dict[str, Any]
+Dump: TypeAlias = Callable[..., JSON]
+"""Returns the JSON of one of the server's models, but for some of its fields."""
 R = TypeVar("R")
 Look: TypeAlias = Callable[[], Awaitable[tuple[Any, Any]]]
 """Returns a stamp, which is another one when the value is, and the value."""
@@ -82,6 +76,11 @@ _LOG: Final = "acp-sdk:"
 _SET: Final = "acp-sdk.set"
 _DELETE: Final = "acp-sdk.delete"
 _STOPS: Final = {*TERMINAL_STATUSES, "awaiting"}
+_EVENT: Final[TypeAdapter[Any]] = TypeAdapter(models.Event)
+_TIMES: Final = ("created_at", "completed_at")
+_ZONE: Final = re.compile(r"(Z|[+-]\d\d(:\d\d)+)$")
+_NAIVE: Final = "acp_sdk_naive"
+"""The field of a message that names those of its times that came without a zone."""
 
 
 class _RefusedError(ConflictError, ACPError):  # type: ignore[misc]  # unknown where the SDK is not installed
@@ -141,9 +140,9 @@ class RepositoryStore(Store[T], Generic[T]):  # type: ignore[misc]  # unknown wh
         if value is None:
             await self._bear(partial(self._delete, kind, id_, key))
         elif kind == "run_":
-            await self._set_run(id_, as_model(RunData, value, id_))
+            await self._set_run(id_, _as_model(RunData, value, id_))
         elif kind == "session_":
-            await self._bear(partial(self._set_session, id_, as_model(models.Session, value, id_)))
+            await self._bear(partial(self._set_session, id_, _as_model(models.Session, value, id_)))
         elif kind == "run_cancel_":
             await self._bear(partial(self._request_cancel, id_, key, value))
         else:
@@ -218,15 +217,15 @@ class RepositoryStore(Store[T], Generic[T]):  # type: ignore[misc]  # unknown wh
         write = partial(self._write_run, run_id, value)
         try:
             # Of a run that begins nothing can be lost: its client may as well hear of it at once.
-            await (self._bear(write) if value.events else write())
+            await (self._bear(partial(write, _dump)) if value.events else write(_dump))
         except ConflictError as error:
             raise _RefusedError(error) from error
         except PayloadError:
             if not value.run.status.is_terminal:
                 raise  # the server has the run fail
-            await self._bear(partial(write, mended))
+            await self._bear(partial(write, _mended))
 
-    async def _write_run(self, run_id: str, value: Any, to_json: Dump = dump) -> None:
+    async def _write_run(self, run_id: str, value: Any, to_json: Dump) -> None:
         written = self._written.get(run_id)
         if written is None or len(value.events) != written.count + 1:
             written = await self._read(run_id, value, to_json, written)
@@ -256,7 +255,7 @@ class RepositoryStore(Store[T], Generic[T]):  # type: ignore[misc]  # unknown wh
         stored, given = look.events, value.events
         pairs = enumerate(zip(stored, given, strict=False))
         count = next(
-            (place for place, (old, new) in pairs if not is_same(old, to_json(new))), min(len(stored), len(given))
+            (place for place, (old, new) in pairs if not _is_same(old, to_json(new))), min(len(stored), len(given))
         )
         run, whole = look.run()
         return _Written(
@@ -265,7 +264,7 @@ class RepositoryStore(Store[T], Generic[T]):  # type: ignore[misc]  # unknown wh
             version=look.row.version or 0,
             run=run,
             whole=whole,
-            head=head_of(wire(look.row)),
+            head=_head_of(_wire(look.row)),
             beyond=look.row.model_dump(mode="json", include={*Run.BEYOND_THE_WIRE}),
             is_ahead=len(stored) > count,
         )
@@ -280,14 +279,14 @@ class RepositoryStore(Store[T], Generic[T]):  # type: ignore[misc]  # unknown wh
         if len(value.events) < written.count or (written.is_ahead and not new):
             return written  # the run as it was before events that another server has stored
         head = to_json(value.run, {"output"})
-        followed, whole = follow(written.run, written.whole, new)
-        brief = {**head, "output": outline(value.run.output, to_json)}
-        is_told = outlined(followed) == brief if written.is_outline else followed == to_json(value.run)
+        followed, whole = _follow(written.run, written.whole, new)
+        brief = {**head, "output": _outline(value.run.output, to_json)}
+        is_told = _outlined(followed) == brief if written.is_outline else followed == to_json(value.run)
         to_save = head != written.head or not is_told
         seq, version, beyond = written.seq, written.version, written.beyond
         async with self._unit(alone=len(new) + to_save < 2) as unit:
             for place, event in enumerate(new, written.count + 1):
-                stored = await unit.add_event(run_id, kept(event), key=f"{_LOG}{place}")
+                stored = await unit.add_event(run_id, _kept(event), key=f"{_LOG}{place}")
                 before, seq = seq, stored.seq or 0
                 if seq <= before and written.is_outline:
                     raise ConflictError(f"run {run_id!r} was deleted", expected=version, actual=0)
@@ -296,7 +295,7 @@ class RepositoryStore(Store[T], Generic[T]):  # type: ignore[misc]  # unknown wh
                 # After the events: they say what the run is, if this is never reached.
                 if head["status"] != (written.head or head)["status"]:
                     beyond = {name: known for name, known in beyond.items() if name != "status_at"}
-                row = {**kept(to_json(value.run)), **beyond, "metadata": marked(beyond, seq)}
+                row = {**_kept(to_json(value.run)), **beyond, "metadata": _marked(beyond, seq)}
                 version = (await unit.save_run(row, expected_version=version)).version or 0
         return _Written(len(value.events), seq, version, brief, whole, head, beyond, is_outline=True)
 
@@ -319,7 +318,7 @@ class RepositoryStore(Store[T], Generic[T]):  # type: ignore[misc]  # unknown wh
 
     async def _append(self, run_id: str, key: object, value: Any, unique: str) -> None:
         written = self._written.get(run_id)
-        event = {"type": _SET, "value": dump(value), "after": written.seq if written else 0}
+        event = {"type": _SET, "value": _dump(value), "after": written.seq if written else 0}
         stored = await self._repository.add_event(f"{_LOG}{key}", event, key=unique)
         _remember(self._ends, f"{_LOG}{key}", stored.seq)
 
@@ -332,7 +331,7 @@ class RepositoryStore(Store[T], Generic[T]):  # type: ignore[misc]  # unknown wh
         (seq, _, _), requested = await look()
         if requested is None:
             await self._show_cancelling(run_id)  # before the request, which may end the run at once
-            event = {"type": _SET, "value": dump(value), "after": 0}
+            event = {"type": _SET, "value": _dump(value), "after": 0}
             with suppress(ConflictError):  # another client was faster
                 await self._repository.add_event(f"{_LOG}{key}", event, key=f"{_LOG}{seq}")
 
@@ -346,7 +345,7 @@ class RepositoryStore(Store[T], Generic[T]):  # type: ignore[misc]  # unknown wh
                 return
 
     async def _set_session(self, session_id: str, value: Any) -> None:
-        session = dump(value)
+        session = _dump(value)
         while (stored := await self._repository.get_session(session_id)) is None:
             with suppress(ConflictError):  # another server was faster
                 await self._repository.save_session(session, expected_version=0)
@@ -354,7 +353,7 @@ class RepositoryStore(Store[T], Generic[T]):  # type: ignore[misc]  # unknown wh
         else:
             # Each server has a copy of the history, and appends to it: what is stored and not in this one
             # was appended by another.
-            new = unknown_items(stored.history, session["history"])
+            new = _unknown_items(stored.history, session["history"])
             was = self._state_of_copy(session_id, value)
             state = UNSET if session["state"] in (stored.state, was) else session["state"]
             if new or state is not UNSET:
@@ -415,7 +414,7 @@ class _RunLook:
         if self.row is None:
             return None, None
         found = await _events(self._repository, self._run_id, len(self.events))
-        self.events += [readable(event.model_dump(mode="json")) for event in found]
+        self.events += [_readable(event.model_dump(mode="json")) for event in found]
         run, _ = self.run()
         value = StoreModel.model_validate({"run": run, "events": [*self.events]})
         return (self.row.version, self.row.updated_at, len(self.events)), value
@@ -425,7 +424,7 @@ class _RunLook:
         assert self.row is not None  # noqa: S101
         mark = self.row.metadata.get("acp_sdk") if isinstance(self.row.metadata, dict) else None
         saved_at = mark["events"] if mark else len(self.events)
-        return follow(wire(self.row), False, self.events[saved_at:])
+        return _follow(_wire(self.row), False, self.events[saved_at:])
 
 
 class _SessionLook:
@@ -537,3 +536,179 @@ def _split(key: object) -> tuple[str, str]:
     check_name(f"a key, with {_LOG} before it,", f"{_LOG}{key}")
     found = _KEY.fullmatch(str(key))
     return (found[1], found[2]) if found else ("", "")
+
+
+# ── what the server hands over, as JSON ──────────────────────────────────────────────────────
+
+
+def _follow(run: JSON, whole: bool, events: Sequence[JSON]) -> tuple[JSON, bool]:
+    """Return the run after some events, changed as the server does, and whether its last message came whole."""
+    if events:
+        run = _unshared(run)
+    for event in events:
+        with suppress(KeyError, TypeError, IndexError):  # an event of another writer
+            kind = event["type"]
+            if kind.startswith("run.") and run.keys() <= event["run"].keys():
+                run = _unshared(event["run"])
+            elif kind == "message.created":
+                message = event["message"]
+                whole = bool(message["parts"])  # its parts will come as events all the same
+                role = f"agent/{run['agent_name']}"
+                run["output"].append({**message, "role": role, "parts": [*message["parts"]]})
+            elif kind == "message.part" and not whole:
+                run["output"][-1]["parts"].append(event["part"])
+            elif kind == "message.completed" and not whole:
+                run["output"][-1] = {**event["message"], "parts": [*event["message"]["parts"]]}
+    return run, whole
+
+
+def _unshared(run: JSON) -> JSON:
+    """Return a copy whose output, and the parts of its last message, can be appended to."""
+    output = [*run["output"]]
+    if output:
+        output[-1] = {**output[-1], "parts": [*output[-1]["parts"]]}
+    return {**run, "output": output}
+
+
+def _outlined(run: JSON) -> JSON:
+    """Return a run without what its messages say."""
+    output: list[Any] = [None] * len(run["output"])
+    if output:
+        last = run["output"][-1]
+        output[-1] = {**last, "parts": [None] * len(last["parts"])}
+    return {**run, "output": output}
+
+
+def _outline(output: Sequence[Any], to_json: Dump) -> list[Any]:
+    """Return the output of a run that is `_outlined`, without a look at most of it."""
+    if not output:
+        return []
+    return [*[None] * (len(output) - 1), {**to_json(output[-1], {"parts"}), "parts": [None] * len(output[-1].parts)}]
+
+
+def _readable(stored: JSON) -> JSON:
+    """Return an event as the server sent it, or in one that it can read: of another program, or erased."""
+    event = _sent(stored)
+    try:
+        _EVENT.validate_python(event)
+    except ValidationError:
+        return {"type": "generic", "generic": stored}
+    return event
+
+
+def _is_same(stored: JSON, given: JSON) -> bool:
+    """Whether a readable event is the one that is given, or what is left of it."""
+    erased = stored["type"] == "generic" and (stored.get("generic") or {}).get("erased") is True
+    return erased or stored == given
+
+
+def _wire(row: Run) -> JSON:
+    """Return a stored run as the server has it."""
+    return _sent(row.model_dump(mode="json", exclude={*Run.BEYOND_THE_WIRE}))
+
+
+def _head_of(run: JSON) -> JSON:
+    """Return a run without its output."""
+    return {name: value for name, value in run.items() if name != "output"}
+
+
+def _marked(beyond: JSON, seq: int) -> JSON:
+    """Return the metadata of a run that is saved after so many events."""
+    metadata = beyond.get("metadata")
+    return {**(metadata if isinstance(metadata, dict) else {}), "acp_sdk": {"events": seq}}
+
+
+def _kept(value: JSON) -> JSON:
+    """Return an event or a run with a zone for each time, as a repository wants it; `_sent` takes it away."""
+    return _with_messages(value, _with_zones)
+
+
+def _sent(value: JSON) -> JSON:
+    return _with_messages(value, _without_zones)
+
+
+def _with_messages(value: JSON, change: Callable[[JSON], JSON]) -> JSON:
+    if isinstance(message := value.get("message"), dict):
+        value = {**value, "message": change(message)}
+    if isinstance(output := value.get("output"), list):
+        value = {**value, "output": [change(message) for message in output]}
+    if isinstance(run := value.get("run"), dict):
+        value = {**value, "run": _with_messages(run, change)}
+    return value
+
+
+def _with_zones(message: JSON) -> JSON:
+    naive = [name for name in _TIMES if isinstance(message.get(name), str) and not _ZONE.search(message[name])]
+    return {**message, **{name: f"{message[name]}Z" for name in naive}, _NAIVE: naive} if naive else message
+
+
+def _without_zones(message: JSON) -> JSON:
+    if not isinstance(message, dict) or _NAIVE not in message:
+        return message
+    naive = message[_NAIVE]
+    return {
+        name: value.removesuffix("Z") if name in naive else value for name, value in message.items() if name != _NAIVE
+    }
+
+
+def _dump(value: Any, exclude: set[str] | None = None) -> JSON:
+    """Return the JSON of a model.
+
+    Raises:
+        PayloadError: It has none.
+    """
+    try:
+        return value.model_dump(mode="json", exclude=exclude)  # type: ignore[no-any-return]
+    except ValueError as error:
+        raise PayloadError(f"{type(value).__name__} has no JSON form: {error}") from error
+
+
+def _mended(value: Any, exclude: set[str] | None = None) -> JSON:
+    """Return the nearest to the JSON of a model that can be stored."""
+    try:
+        return _mend(value.model_dump(mode="json", exclude=exclude, fallback=str))  # type: ignore[no-any-return]
+    except ValueError:  # nested too deep
+        if isinstance(value, models.Run):
+            return {**_mended(value, {"output", "await_request"}), "await_request": None, "output": []}
+        return {"type": "generic", "generic": {"acp_sdk": f"{type(value).__name__} could not be stored"}}
+
+
+def _mend(value: Any, levels: int = DEEPEST_MENDED) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, int):
+        return value if value.bit_length() < LONGEST_MENDED else None
+    if isinstance(value, (dict, list)) and levels == 0:
+        return None
+    if isinstance(value, dict):
+        return {_mend(name): _mend(item, levels - 1) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_mend(item, levels - 1) for item in value]
+    return value
+
+
+def _as_model(kind: Any, value: Any, id_: str) -> Any:
+    """Return what is to be set as a run or a session of the server.
+
+    Raises:
+        PayloadError: It is none of that id.
+    """
+    try:
+        found = value if isinstance(value, kind) else kind.model_validate(value.model_dump())
+    except ValidationError as error:
+        raise PayloadError(f"{kind.__name__} {id_}: {type(value).__name__} given") from error
+    given = found.key if kind is RunData else str(found.id)
+    if given != id_:
+        raise PayloadError(f"{kind.__name__} {id_}: the one of {given} given")
+    return found
+
+
+def _unknown_items(stored: Sequence[Any], given: Sequence[str]) -> list[str]:
+    """Return which items of a history are given and not stored."""
+    known = Counter(item if isinstance(item, str) else json.dumps(_dump(item), sort_keys=True) for item in stored)
+    new = []
+    for item in given:
+        known[item] -= 1
+        if known[item] < 0:
+            new.append(item)
+    return new
