@@ -110,10 +110,11 @@ class AsyncRepository:
             created_after=created_after,
             created_before=created_before,
             status_after=status_after,
-            order=None if order == "created" else order,
             cursor=cursor,
             total=None if total else False,
         )
+        if order != "created":
+            filters["order"] = order
         return await self._call(self._inner.list_runs, **filters, limit=limit, offset=offset)
 
     async def list_ids(

@@ -83,10 +83,11 @@ class Decorator(Repository):
             created_after=created_after,
             created_before=created_before,
             status_after=status_after,
-            order=None if order == "created" else order,
             cursor=cursor,
             total=None if total else False,
         )
+        if order != "created":
+            filters["order"] = order
         return self._inner.list_runs(**filters, limit=limit, offset=offset)
 
     def list_ids(self, noun: Literal["runs", "sessions"], *, limit: int = 1000, cursor: str | None = None) -> IdPage:

@@ -222,8 +222,8 @@ def test_values_are_text(client: Client, redis_url: str) -> None:
     assert values.keys() == {"run", "status", "session", "100 0"}
     assert json.loads(values["status"]) == ["run", "completed"]
     time = r"\S{25,40}"
-    run = re.fullmatch(rf"1 {time} {time} (.*)", values["run"])
-    session = re.fullmatch(rf"1 {time} - (.*)", values["session"])
+    run = re.fullmatch(rf"1 {time} {time} - (.*)", values["run"])
+    session = re.fullmatch(rf"1 {time} - - (.*)", values["session"])
     assert run
     assert session
     assert json.loads(run[1])["agent_name"] == "ä\n"

@@ -115,8 +115,8 @@ for _ in range(4):
 for _ in range(4):
     os.read(heard, 1)
 os.write(ask, b"!!!!")
-for _ in range(4):
-    os.wait()
+ended = [os.wait()[1] for _ in range(4)]
+assert ended == [0] * 4, ended
 """
     command = [sys.executable, "-c", program, sqlite_url, redis_url]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
