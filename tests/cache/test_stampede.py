@@ -101,7 +101,7 @@ def read(asked, told):
             runs = list(pool.map(repository.get_run, ["it"] * 5))
         assert {run.version for run in runs} == {1}
         assert repository.cache_stats().errors == 0
-        print(inner.calls["get_run"] - before, flush=True)
+        os.write(1, b"%d\\n" % (inner.calls["get_run"] - before))  # whole, whoever else writes
 
 asked, ask = os.pipe()
 heard, told = os.pipe()
