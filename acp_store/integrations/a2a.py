@@ -77,7 +77,17 @@ class _RefusedError(ConflictError, ConcurrentTaskModificationError):
         self.args = (f"task {task_id!r} is not saved: {why}",)
 
 
-class _InvalidError(PayloadError, InvalidParamsError):
+class _AsInvalidParams(type):
+    """The type of a class that the SDK's tables of errors, which know no subclasses, take for InvalidParamsError."""
+
+    def __eq__(cls, other: object) -> bool:
+        return cls is other or other is InvalidParamsError
+
+    def __hash__(cls) -> int:
+        return hash(InvalidParamsError)
+
+
+class _InvalidError(PayloadError, InvalidParamsError, metaclass=_AsInvalidParams):
     """A PayloadError that the server answers its client with."""
 
     def __init__(self, why: str) -> None:
