@@ -378,12 +378,11 @@ class RepositoryPushNotificationConfigStore(PushNotificationConfigStore):
 
     async def _change(self, task_id: str, context: ServerCallContext, change: Callable[[_Configs], _Configs]) -> None:
         owner = self._owner_resolver(context)
-        session_id, repository = _push_id(task_id, owner), self._repository.for_owner(owner)
-        old = await self.get_info(task_id, context)
+        session_id, old = _push_id(task_id, owner), await self.get_info(task_id, context)
         if change(old) == old:
             return
         with _answering():
-            async with repository.transaction() as unit:
+            async with self._repository.for_owner(owner).transaction() as unit:
                 # Appending nothing locks the session until the end, so that nobody changes it meanwhile.
                 await unit.append_messages(session_id, [])
                 new = change(_configs(await unit.get_session(session_id)))
