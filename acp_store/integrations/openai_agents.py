@@ -12,12 +12,14 @@ import json
 import re
 from collections.abc import Coroutine, Iterator
 from contextlib import suppress
+from hashlib import sha256
 from typing import Any, Final, TypeAlias, TypeVar, cast
+from urllib.parse import quote
 
 from acp_store.aio import AsyncRepository
-from acp_store.checks import check_name
+from acp_store.checks import MAX_NAME_BYTES, check_name
 from acp_store.errors import ConflictError, MissingExtraError, PayloadError, UnsupportedError
-from acp_store.records import Message, Session
+from acp_store.records import Event, Message, Session
 from acp_store.repository import Capability, Repository
 
 try:
@@ -32,7 +34,10 @@ Path: TypeAlias = list[str | int]
 """Where in an item something is."""
 T = TypeVar("T")
 
-_LOG: Final = "openai-agents:"
+TRIES: Final = 100
+"""How often a pop is tried while others change the session."""
+
+_LOG: Final = "openai-agents"
 _POPPED: Final = "openai-agents.item_popped"
 _UNDONE: Final = "openai-agents.pop_undone"
 _ITEM: Final = "openai_agents"
@@ -72,7 +77,7 @@ class RepositorySession:
         if Capability.VERSIONS not in repository.capabilities:
             raise UnsupportedError("RepositorySession needs a repository with Capability.VERSIONS")
         check_name("session id", session_id)
-        self._log = check_name(f"the log {_LOG}<session id>", f"{_LOG}{session_id}")
+        check_name(f"the log {_LOG}:<session id>", _log(session_id, None))
         self.session_id = session_id
         self.session_settings: SessionSettings | None = session_settings or SessionSettings()
         self._repository = repository if isinstance(repository, AsyncRepository) else AsyncRepository(repository)
@@ -105,14 +110,27 @@ class RepositorySession:
     async def pop_item(self) -> TResponseInputItem | None:
         """Remove the last item and return it, None where there is none; an event keeps what was removed.
 
-        The event is ``openai-agents.item_popped`` in the log of run id ``openai-agents:<session id>``, and
-        is written with the removal in one transaction. Where the backend has none it is written before,
+        The event is ``openai-agents.item_popped`` in the log of run id ``openai-agents:<session id>``, or
+        ``openai-agents/<quoted owner>:<session id>`` where the session is somebody's (`Session.owner`),
+        in whose name it is written; where that is longer than 1,024 bytes, ``openai-agents#<its SHA-256>``.
+        It is written with the removal in one transaction. Where the backend has none it is written before,
         and followed by ``openai-agents.pop_undone`` if another writer was faster.
+
+        Raises:
+            ConflictError: The id of the log is somebody else's, or others change the session all the time.
+                The item is still there.
         """
         whole = Capability.TRANSACTIONS in self._repository.capabilities
-        while True:
-            with suppress(ConflictError):
-                return await (self._pop() if whole else _settled(self._pop_without_transaction()))
+        for attempt in range(1, TRIES + 1):
+            session = await self._repository.get_session(self.session_id)
+            if session is None or not session.history:
+                return None
+            try:
+                return await (self._pop() if whole else _settled(self._pop_without_transaction(session)))
+            except ConflictError as error:
+                if error.expected is None or attempt == TRIES:  # not the session's version: the next try ends as this
+                    raise
+        return None
 
     async def clear_session(self) -> None:
         """Delete the session, leaving its tombstone and the log of what was popped."""
@@ -127,23 +145,25 @@ class RepositorySession:
                 if session is None or not session.history:
                     raise _NothingToPopError
                 trace = self._cut(session)
-                await unit.add_event(self._log, trace)
+                await self._tell(unit, session, trace)
                 await unit.save_session(session, expected_version=session.version)
                 return cast(TResponseInputItem, trace["item"])
         return None
 
-    async def _pop_without_transaction(self) -> TResponseInputItem | None:
-        session = await self._repository.get_session(self.session_id)
-        if session is None or not session.history:
-            return None
+    async def _pop_without_transaction(self, session: Session) -> TResponseInputItem:
         trace = self._cut(session)
-        event = await self._repository.add_event(self._log, trace)
+        event = await self._tell(self._repository, session, trace)
         try:
             await self._repository.save_session(session, expected_version=session.version)
         except ConflictError:
-            await self._repository.add_event(self._log, {"type": _UNDONE, "seq": event.seq})
+            await self._tell(self._repository, session, {"type": _UNDONE, "seq": event.seq})
             raise
         return cast(TResponseInputItem, trace["item"])
+
+    async def _tell(self, repository: AsyncRepository, session: Session, trace: JSON) -> Event:
+        """Write an event to the session's log, in the name of whose the session is."""
+        owned = repository if session.owner is None else repository.for_owner(session.owner)
+        return await owned.add_event(_log(self.session_id, session.owner), trace)
 
     def _cut(self, session: Session) -> JSON:
         """Take the last item off a session; return the event that tells of it."""
@@ -160,6 +180,14 @@ class RepositorySession:
         if message != _message(_text("item", item)):  # another writer's, of which the item does not tell all
             trace["message"] = message
         return trace
+
+
+def _log(session_id: str, owner: str | None) -> str:
+    """Return the run id of a session's log: another one for each owner, as a session's id may be used again."""
+    if owner is None:
+        return f"{_LOG}:{session_id}"
+    name = f"{_LOG}/{quote(owner, safe='')}:{session_id}"
+    return name if len(name.encode()) <= MAX_NAME_BYTES else f"{_LOG}#{sha256(name.encode()).hexdigest()}"
 
 
 async def _settled(work: Coroutine[Any, Any, T]) -> T:

@@ -13,7 +13,7 @@ import pytest
 from a2a.client import A2AClientError, Client, ClientConfig, create_client
 from a2a.helpers import get_artifact_text, new_text_message
 from a2a.types import a2a_pb2 as pb
-from a2a.utils.errors import A2AError
+from a2a.utils.errors import A2AError, InvalidParamsError
 
 from acp_store import Repository, open_repository
 from tests.integrations.a2a.serving import Served
@@ -299,7 +299,20 @@ def test_push_configs(pair: Pair) -> None:
 
     task_id = pair.run(work)
     with pair.stored() as repository:
-        assert repository.get_session(f"a2a-push:{task_id}") is None
+        assert repository.get_session(f"a2a-push:{task_id}:ada") is None
+
+
+@pytest.mark.parametrize("context_id", ["x" * 1025, "a\0b"], ids=["long", "nul"])
+def test_a_context_id_that_cannot_be_stored(pair: Pair, context_id: str) -> None:
+    """The client is told that it is his mistake."""
+
+    async def work(one: Client, _: Client) -> None:
+        request = asks("count 1")
+        request.message.context_id = context_id
+        with pytest.raises(InvalidParamsError, match="context id"):
+            await anext(one.send_message(request))
+
+    pair.run(work)
 
 
 def test_killed_in_mid_task(file_url: str) -> None:

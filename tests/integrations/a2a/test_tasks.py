@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -13,9 +14,10 @@ from a2a.types import a2a_pb2 as pb
 from a2a.utils.errors import InvalidParamsError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import create_engine, text
 
 from acp_store import AsyncRepository, ConflictError, PayloadError, Repository, UnsupportedError, open_repository
-from acp_store.integrations.a2a import RepositoryTaskStore
+from acp_store.integrations.a2a import RepositoryPushNotificationConfigStore, RepositoryTaskStore
 from acp_store.repository import Capability
 from tests.contract.dict_backend import DictRepository
 from tests.integrations.a2a.tasks import OVER, called_by, copied, mutated, said, status, tasks
@@ -44,13 +46,14 @@ class Both:
     async def save(self, task: pb.Task, *, forgetful: bool) -> None:
         before = await self.model.get(task.id, self.context)
         context = called_by(self.owner) if forgetful else self.context
-        if before and before.status.state in OVER and before.status.state != task.status.state:
+        if before and before.status.state in OVER and (before.status.state != task.status.state or loses(before, task)):
             with pytest.raises(ConflictError):
                 await self.ours.save(copied(task), context)
         else:
             await self.ours.save(copied(task), context)
             await self.model.save(task, self.context)
             if forgetful:
+                self.context = called_by(self.owner)
                 await self.ours.get(task.id, self.context)  # as a server does before it changes a task
         await self.check(task.id)
 
@@ -70,6 +73,20 @@ class Both:
             if not found.next_page_token:
                 return
             request.page_token, theirs.page_token = found.next_page_token, expected.next_page_token
+
+
+def loses(before: pb.Task, after: pb.Task) -> bool:
+    """Whether something that was said or made is not there any more."""
+    said = [*after.history, after.status.message]
+    return (
+        [*before.history] != [*after.history[: len(before.history)]]
+        or len(before.artifacts) > len(after.artifacts)
+        or any(
+            (old.artifact_id, [*old.parts]) != (new.artifact_id, [*new.parts[: len(old.parts)]])
+            for old, new in zip(before.artifacts, after.artifacts, strict=False)
+        )
+        or (before.status.HasField("message") and before.status.message not in said)
+    )
 
 
 def copied_request(request: pb.ListTasksRequest) -> pb.ListTasksRequest:
@@ -219,7 +236,7 @@ def test_the_run_shows_the_task(repository: Repository) -> None:
         assert (run.owner, run.agent_name, run.session_id, run.status) == ("ada", "greeter", "talk", "awaiting")
         assert [str(message) for message in run.input or []] == ["hello", "there"]
         assert run.await_request["message"]["parts"][0]["content"] == "Who?"
-        assert (run.output, run.finished_at) == ([], None)
+        assert ([str(message) for message in run.output], run.finished_at) == (["Who?"], None)
         assert run.status_at
         assert run.status_at.timestamp() == 1_700_000_000
         task.history.extend([task.status.message, said("Ada")])
@@ -279,13 +296,13 @@ def test_two_servers(repository: Repository) -> None:
     """Of two that change what both have read, one is told to read again, and nothing is lost or doubled."""
     one, two = RepositoryTaskStore(repository), RepositoryTaskStore(repository)
 
-    async def grow(store: RepositoryTaskStore) -> None:
+    async def grow(store: RepositoryTaskStore, name: str) -> None:
         context = called_by("ada")
-        for _ in range(10):
+        for number in range(10):
             while True:
                 task = await store.get("task", context)
                 assert task
-                task.artifacts[0].parts.append(pb.Part(text="tick"))
+                task.artifacts[0].parts.append(pb.Part(text=f"{name} {number}"))
                 try:
                     await store.save(task, context)
                     break
@@ -294,13 +311,249 @@ def test_two_servers(repository: Repository) -> None:
 
     async def work() -> None:
         await one.save(pb.Task(id="task", artifacts=[pb.Artifact(artifact_id="a")]), called_by("ada"))
-        await asyncio.gather(grow(one), grow(two))
+        await asyncio.gather(grow(one, "one"), grow(two, "two"))
         task = await one.get("task", called_by("ada"))
         assert task
-        assert len(task.artifacts[0].parts) == 20
+        words = [part.text for part in task.artifacts[0].parts]
+        for name in ("one", "two"):
+            assert [word for word in words if name in word] == [f"{name} {number}" for number in range(10)]
+        assert len(words) == 20
         assert len(repository.get_events("task")) == 21
 
     asyncio.run(work())
+
+
+@pytest.mark.parametrize("shared_context", [False, True])
+@pytest.mark.parametrize("stored", [False, True])
+def test_the_last_one_wins(stored: bool, shared_context: bool, repository: Repository) -> None:
+    """Of saves at once of what nobody has seen all succeed, and one of them is what is there, whole."""
+    stores = [RepositoryTaskStore(repository), RepositoryTaskStore(repository)]
+    given = [
+        pb.Task(id="task", context_id="talk", history=[said(f"{number}")], status=status(WORKING, number))
+        for number in range(10)
+    ]
+
+    async def work() -> None:
+        if stored:
+            await stores[0].save(pb.Task(id="task", history=[said("first")]), called_by("ada"))
+        shared = called_by("ada")
+        contexts = [shared if shared_context else called_by("ada") for _ in given]
+        await asyncio.gather(
+            *(stores[place % 2].save(task, contexts[place]) for place, task in enumerate(map(copied, given)))
+        )
+        assert await stores[0].get("task", called_by("ada")) in given
+
+    asyncio.run(work())
+
+
+def test_one_context_for_all_calls(repository: Repository) -> None:
+    """Two stores that are used in turn with one context see what the other has written, whatever it is."""
+    stores, context = [RepositoryTaskStore(repository), RepositoryTaskStore(repository)], called_by("ada")
+    first = pb.Task(id="task", history=[said("hello")], status=status(WORKING))
+    more, other, less = copied(first), copied(first), copied(first)
+    more.artifacts.append(pb.Artifact(artifact_id="a", parts=[pb.Part(text="one")]))
+    other.artifacts.append(pb.Artifact(artifact_id="b", parts=[pb.Part(text="two")]))
+    less.ClearField("history")
+
+    async def work() -> None:
+        for place, task in enumerate([first, more, other, less, first, first, more]):
+            await stores[place % 2].save(copied(task), context)
+            assert await stores[place % 2].get("task", context) == task
+        await stores[0].delete("task", context)
+        assert await stores[1].get("task", context) is None
+        await stores[1].save(first, context)
+        assert await stores[0].get("task", context) == first
+
+    asyncio.run(work())
+
+
+def test_a_copy_that_was_read_first(repository: Repository) -> None:
+    """It may be saved though the same context has read the task since: if it loses nothing, else it is refused."""
+    one, two = RepositoryTaskStore(repository), RepositoryTaskStore(repository)
+
+    async def work() -> None:
+        running = called_by("ada")
+        await one.save(pb.Task(id="task", status=status(WORKING)), running)
+        copy = await one.get("task", running)
+        other = await two.get("task", called_by("ada"))
+        assert copy
+        assert other
+        other.status.CopyFrom(status(WORKING, 5))
+        await two.save(other, called_by("ada"))
+        assert await one.get("task", running) == other
+        copy.artifacts.append(pb.Artifact(artifact_id="a"))
+        await one.save(copied(copy), running)
+        assert await two.get("task", called_by("ada")) == copy
+        other = copied(copy)
+        other.history.append(said("and"))
+        await two.save(other, called_by("ada"))
+        assert await one.get("task", running) == other
+        for _ in range(2):
+            with pytest.raises(ConcurrentTaskModificationError):
+                await one.save(copied(copy), running)
+        assert await one.get("task", running) == other
+        other.ClearField("artifacts")
+        await one.save(copied(other), running)  # as it was read by now
+        assert await two.get("task", called_by("ada")) == other
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("lost", ["history", "artifacts", "parts", "status"])
+def test_what_a_stale_copy_would_lose(lost: str, repository: Repository) -> None:
+    """A save without a message, an artifact, a part or a status' message that others stored since is refused."""
+    store = RepositoryTaskStore(repository)
+
+    async def work() -> None:
+        running = called_by("ada")
+        task = pb.Task(id="task", artifacts=[pb.Artifact(artifact_id="a")], status=status(WORKING))
+        await store.save(copied(task), running)
+        other = copied(task)
+        if lost == "history":
+            other.history.append(said("and"))
+        elif lost == "artifacts":
+            other.artifacts.append(pb.Artifact(artifact_id="b"))
+        elif lost == "parts":
+            other.artifacts[0].parts.append(pb.Part(text="word"))
+        else:
+            other.status.CopyFrom(status(WORKING, 5, "Look"))
+        await store.save(other, called_by("ada"))
+        changed = copied(task)
+        changed.metadata["key"] = "value"
+        for stale in (task, changed):
+            with pytest.raises(ConcurrentTaskModificationError):
+                await store.save(copied(stale), running)
+        assert await store.get("task", called_by("ada")) == other
+
+    asyncio.run(work())
+
+
+def test_nothing_new(repository: Repository) -> None:
+    """A save that has nothing new is believed only if the task is still as it was seen."""
+    store = RepositoryTaskStore(repository)
+
+    async def work() -> None:
+        running = called_by("ada")
+        task = pb.Task(id="task", status=status(WORKING))
+        await store.save(task, running)
+        await store.save(task, running)
+        await store.save(pb.Task(id="task", status=status(pb.TASK_STATE_SUBMITTED)), called_by("ada"))
+        await store.save(task, running)
+        assert await store.get("task", called_by("ada")) == task
+        await store.delete("task", called_by("ada"))
+        for _ in range(2):
+            with pytest.raises(ConcurrentTaskModificationError):
+                await store.save(task, running)
+        assert await store.get("task", running) is None
+        await store.save(task, running)  # of which the caller knows that it is a new one
+        assert await store.get("task", called_by("ada")) == task
+
+    asyncio.run(work())
+
+
+def test_a_deleted_task_does_not_come_back_in_part(repository: Repository) -> None:
+    """A save of several changes of a task that was deleted since it was read leaves neither a run nor an event."""
+    store = RepositoryTaskStore(repository)
+
+    async def work() -> None:
+        running = called_by("ada")
+        await store.save(pb.Task(id="task", status=status(WORKING)), called_by("ada"))
+        task = await store.get("task", running)
+        assert task
+        await store.delete("task", called_by("ada"))
+        task.status.CopyFrom(status(DONE))
+        with pytest.raises(ConcurrentTaskModificationError):
+            await store.save(task, running)
+
+    asyncio.run(work())
+    assert repository.get_run("task") is None
+    assert repository.get_events("task") == []
+
+
+def test_the_result_stays(repository: Repository) -> None:
+    """A task that is over takes more with the same state, and loses nothing of what it has, whoever saves."""
+    store = RepositoryTaskStore(repository)
+    over = pb.Task(id="task", history=[said("hello")], status=status(DONE, 5, "That is it"))
+    over.artifacts.append(pb.Artifact(artifact_id="a", parts=[pb.Part(text="result")]))
+    poorer = [copied(over) for _ in range(4)]
+    poorer[0].ClearField("history")
+    poorer[1].ClearField("artifacts")
+    poorer[2].artifacts[0].ClearField("parts")
+    poorer[3].status.ClearField("message")
+
+    async def work() -> None:
+        context = called_by("ada")
+        await store.save(over, context)
+        for task in [*poorer, pb.Task(id="task", status=status(DONE))]:
+            for caller in (context, called_by("ada")):
+                with pytest.raises(ConcurrentTaskModificationError):
+                    await store.save(copied(task), caller)
+        assert await store.get("task", context) == over
+        over.artifacts.append(pb.Artifact(artifact_id="b"))
+        over.history.append(said("thanks"))
+        await store.save(over, called_by("ada"))
+        assert await store.get("task", context) == over
+
+    asyncio.run(work())
+
+
+def test_deleting_deletes_secrets(repository: Repository) -> None:
+    """With a task go its push notification configs, those of whoever deletes it."""
+    tasks, configs = RepositoryTaskStore(repository), RepositoryPushNotificationConfigStore(repository)
+
+    async def work() -> None:
+        await tasks.save(pb.Task(id="task"), called_by("ada"))
+        for owner in ("ada", "bob"):
+            await configs.set_info("task", pb.TaskPushNotificationConfig(id=owner, token="secret"), called_by(owner))
+        await tasks.delete("task", called_by("ada"))
+        assert [config.id for config in await configs.get_info_for_dispatch("task")] == ["bob"]
+
+    asyncio.run(work())
+
+
+def test_what_auditors_see(file_url: str) -> None:
+    """All that the user said and the agent asked and answered, while it waits and when it is over; and its session."""
+    asked = [("input", "user", "hello"), ("output", "agent/a2a", "Welcome"), ("output", "agent/a2a", "Who?")]
+    rest = [("input", "user", "Ada"), ("output", "agent/a2a", "Hi Ada"), ("output", "agent/a2a", "Bye")]
+    said_so_far = "SELECT source, role, text FROM audit_messages WHERE run_id = 'task' ORDER BY source, position"
+    with open_repository(file_url) as repository:
+        store = RepositoryTaskStore(repository)
+        repository.for_owner("bob").append_messages("bobs", [])
+
+        async def work() -> None:
+            context = called_by("ada")
+            task = pb.Task(id="task", context_id="talk", history=[said("Welcome", pb.ROLE_AGENT), said("hello")])
+            await store.save(task, context)
+            task.status.CopyFrom(status(pb.TASK_STATE_INPUT_REQUIRED, 5, "Who?"))
+            await store.save(task, context)
+            assert query(file_url, said_so_far) == asked
+            task.history.extend([task.status.message, said("Ada")])
+            task.status.CopyFrom(status(WORKING, 6))
+            await store.save(task, context)
+            assert sorted(query(file_url, said_so_far)) == sorted([*asked, rest[0]])
+            task.artifacts.append(pb.Artifact(artifact_id="a", parts=[pb.Part(text="Hi Ada")]))
+            await store.save(task, context)
+            task.status.CopyFrom(status(DONE, 7, "Bye"))
+            await store.save(task, context)
+            await store.save(pb.Task(id="other", context_id="bobs"), context)
+
+        asyncio.run(work())
+        assert query(file_url, said_so_far) == [asked[0], rest[0], *asked[1:], *rest[1:]]
+        assert query(file_url, "SELECT session_id, run_count FROM audit_sessions ORDER BY 1 DESC") == [
+            ("talk", 1),
+            ("bobs", 1),
+        ]
+        assert repository.for_owner("ada").get_session("talk")
+        assert repository.for_owner("ada").get_session("bobs") is None
+
+
+def query(url: str, statement: str) -> list[tuple[Any, ...]]:
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    try:
+        with engine.connect() as db:
+            return [tuple(row) for row in db.execute(text(statement))]
+    finally:
+        engine.dispose()
 
 
 def test_a_reader_makes_no_old_copy_new(repository: Repository) -> None:
@@ -396,9 +649,18 @@ def test_what_is_no_request(repository: Repository) -> None:
         context = called_by("ada")
         time = pb.ListTasksRequest()
         time.status_timestamp_after.seconds = 2**60
-        for request in (pb.ListTasksRequest(page_token="no token"), time):
-            with pytest.raises(InvalidParamsError):
+        for request, why in (
+            (pb.ListTasksRequest(page_token="no token"), "^Invalid page token: no token$"),
+            (time, "status_timestamp_after"),
+            (pb.ListTasksRequest(context_id="x" * 1025), "1025 bytes"),
+        ):
+            with pytest.raises(InvalidParamsError, match=why):
                 await store.list(request, context)
+        odd_ones = [("", "talk"), ("\0", ""), ("x" * 1025, ""), ("task", "\0"), ("task", "x" * 1025)]
+        for task_id, context_id in odd_ones:
+            with pytest.raises(InvalidParamsError) as refused:
+                await store.save(pb.Task(id=task_id, context_id=context_id), context)
+            assert isinstance(refused.value, PayloadError)
         for odd in ("", "\0", "x" * 2000):
             assert await store.get(odd, context) is None
             await store.delete(odd, context)

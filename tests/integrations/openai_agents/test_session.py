@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from sqlalchemy import create_engine, text
 from acp_store import (
     AsyncRepository,
     Capability,
+    ConflictError,
     Message,
     MessagePart,
     PayloadError,
@@ -294,6 +296,79 @@ def test_what_others_wrote(place: Place) -> None:
         assert event["message"] == message.model_dump(mode="json")
 
     place.do(work)
+
+
+def test_a_pop_of_what_is_anothers(file_url: str) -> None:
+    """What somebody else has is not there to pop, and whoever sees everybody's pops in the name of its owner."""
+    with open_repository(file_url) as everybodys:
+        ada, bob = everybodys.for_owner("ada"), everybodys.for_owner("bob")
+
+        async def run() -> None:
+            await RepositorySession("session-1", ada).add_items([USER, ANSWER])
+            for other in (bob, everybodys.for_owner("")):
+                assert await popped_by(RepositorySession("session-1", other)) is None
+            assert await popped_by(RepositorySession("session-1", everybodys)) == ANSWER
+            assert await popped_by(RepositorySession("session-1", ada)) == USER
+
+        asyncio.run(run())
+        assert popped(log(ada, "openai-agents/ada:session-1")) == [ANSWER, USER]
+        assert log(everybodys) == []
+
+
+def test_a_session_id_is_used_again(file_url: str) -> None:
+    """What one owner has popped and cleared is in nobody's way who uses the id afterwards, whatever he is called."""
+    owners = ["ada", "bob", "", "ada:session-1", "ä/%2F", "x" * 1024]
+    with open_repository(file_url) as everybodys:
+
+        async def run() -> None:
+            places = [everybodys, *map(everybodys.for_owner, owners), everybodys]
+            for place in places:
+                session = RepositorySession("session-1", place)
+                await session.add_items([USER, ANSWER])
+                assert await popped_by(session) == ANSWER
+                await session.clear_session()
+
+        asyncio.run(run())
+        assert popped(log(everybodys)) == [ANSWER, ANSWER]
+        names = [f"openai-agents/{name}:session-1" for name in ("ada", "bob", "", "ada%3Asession-1", "%C3%A4%2F%252F")]
+        names.append(f"openai-agents#{sha256(b'openai-agents/' + b'x' * 1024 + b':session-1').hexdigest()}")
+        for owner, name in zip(owners, names, strict=True):
+            assert popped(log(everybodys.for_owner(owner), name)) == [ANSWER]
+
+
+def test_a_log_that_is_taken(file_url: str) -> None:
+    """A pop whose log is somebody else's is refused at once, and takes nothing away."""
+    with open_repository(file_url) as everybodys:
+        everybodys.for_owner("bob").add_event("openai-agents/ada:session-1", {"type": "note"})
+        session = RepositorySession("session-1", everybodys.for_owner("ada"))
+
+        async def run() -> None:
+            await session.add_items([USER])
+            with pytest.raises(ConflictError, match="taken"):
+                await popped_by(session)
+            assert await session.get_items() == [USER]
+
+        asyncio.run(run())
+
+
+def test_a_pop_that_is_always_overtaken(redis_url: str) -> None:
+    """It gives up in the end, and the log has nothing that is still there."""
+    with open_repository(redis_url) as opened:
+        item = {"role": "user", "parts": [{"content": "faster"}]}
+        session = RepositorySession("session-1", Watched(opened, lambda: opened.append_messages("session-1", [item])))
+
+        async def run() -> None:
+            await session.add_items([USER])
+            with pytest.raises(ConflictError):
+                await popped_by(session)
+
+        asyncio.run(run())
+        assert popped(log(opened)) == []
+
+
+async def popped_by(session: RepositorySession) -> Any:
+    """Pop an item; a pop that never ends fails."""
+    return await asyncio.wait_for(session.pop_item(), PATIENCE)
 
 
 def test_poppers_and_an_adder(place: Place) -> None:
