@@ -1,8 +1,8 @@
 """What a server of a2a-sdk keeps, in a repository: tasks, and whom to tell of their changes (docs/howto/a2a.md).
 
 The server hands over a whole task at each event. Here a task is a run, its context the run's session,
-and what is new in it is appended to the run's events. These events are the task: `a2a_events` says what each
-of them changes, and which ones are missing. The run itself is what a reader or an auditor wants
+and what is new in it is appended to the run's events. These events are the task: `_apply` says what each
+of them changes, and `_growth` which ones are missing. The run itself is what a reader or an auditor wants
 to see of the task, and is saved when that changes.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -33,17 +34,7 @@ try:
     from a2a.types import a2a_pb2 as pb
     from a2a.utils.constants import DEFAULT_LIST_TASKS_PAGE_SIZE
     from a2a.utils.errors import InvalidParamsError
-
-    from acp_store.integrations.a2a_events import (
-        JSON,
-        apply,
-        as_json,
-        cancelled,
-        copy_of,
-        events_between,
-        extends,
-        parse,
-    )
+    from google.protobuf import json_format  # type: ignore[import-untyped]
 except ImportError as error:
     raise MissingExtraError("a2a", "acp_store.integrations.a2a") from error
 
@@ -57,6 +48,8 @@ ATTEMPTS: Final = 100
 """How often a save is tried while others change the task."""
 OWNERS: Final = 10
 """Of how many owners the push notification configs of a task are listed at once."""
+
+JSON: TypeAlias = dict[str, Any]
 
 _STATUSES: Final[dict[int, str]] = {
     pb.TASK_STATE_UNSPECIFIED: "unknown",
@@ -153,7 +146,7 @@ class RepositoryTaskStore(TaskStore):
             remembered.pop(key, None)
             if known.task is not None:
                 _remember(context, key, known)
-                return copy_of(known.task)
+                return _copy_of(known.task)
         return known.task
 
     async def save(self, task: pb.Task, context: ServerCallContext) -> None:
@@ -238,9 +231,9 @@ class RepositoryTaskStore(TaskStore):
     async def _save(self, repository: AsyncRepository, task: pb.Task, seen: _Known | None) -> _Known:
         """Make what is stored equal to a task as far as `save` allows it, and return what is known then."""
         known = await _read(repository, task.id) if seen is None or seen.task is None else seen
-        cancels = task.status.state == pb.TASK_STATE_CANCELED and task == cancelled(known.task)
+        cancels = task.status.state == pb.TASK_STATE_CANCELED and task == _cancelled(known.task)
         for _ in range(ATTEMPTS):
-            if seen is not None and known is not seen and (known.task is None or not extends(known.task, task)):
+            if seen is not None and known is not seen and (known.task is None or not _extends(known.task, task)):
                 raise _RefusedError(task.id, "others have deleted it, or something would be lost that they wrote")
             try:
                 written = await self._write(repository, known, task)
@@ -265,10 +258,10 @@ class RepositoryTaskStore(TaskStore):
     async def _write(self, repository: AsyncRepository, known: _Known, task: pb.Task) -> _Known:
         """Write what makes `task` of what is known, whose task is lost by that, and return what is known then."""
         before, status, now = known.task, _status(known.task), _status(task)
-        if before is not None and status in TERMINAL_STATUSES and (status != now or not extends(before, task)):
+        if before is not None and status in TERMINAL_STATUSES and (status != now or not _extends(before, task)):
             raise _RefusedError(task.id, f"it is {status}, which is final")
         shown, context_id = _shown(before), before.context_id if before else ""
-        events, folded = events_between(before, task)
+        events, folded = _events_between(before, task)
         if not events:
             return _Known(known.seq, folded, known.run)
         # Whatever else shows of a task whose turn is over is its output.
@@ -296,7 +289,7 @@ class RepositoryTaskStore(TaskStore):
             if known.task is None:
                 raise _RefusedError(task_id, "it was deleted")
             known.seq = (first.seq or 1) - 1  # whoever is about to append the next one is to find that out
-            return await self._write(unit, known, cancelled(known.task))
+            return await self._write(unit, known, _cancelled(known.task))
 
     def _run(self, task: pb.Task, stored: Run | None) -> Run:
         """Return the run that shows a task."""
@@ -387,7 +380,7 @@ class RepositoryPushNotificationConfigStore(PushNotificationConfigStore):
                 await unit.append_messages(session_id, [])
                 new = change(_configs(await unit.get_session(session_id)))
                 if new:
-                    state = {"configs": [as_json(config) for config in new]}
+                    state = {"configs": [_as_json(config) for config in new]}
                     await unit.save_session(Session(id=session_id, state=state))
                 else:
                     await unit.delete_session(session_id)
@@ -436,7 +429,7 @@ async def _read(repository: AsyncRepository, task_id: str) -> _Known:
             if event.type == "a2a.task" and known.task is None:
                 known.task = pb.Task(id=task_id)
             if known.task is not None:  # else it was appended after a delete
-                apply(known.task, event.model_dump())
+                _apply(known.task, event.model_dump())
         known.seq += len(page)
         if len(page) < PAGE:
             return known
@@ -451,6 +444,127 @@ async def _append(repository: AsyncRepository, task_id: str, seq: int, events: S
     if last < seq + len(events):
         raise _RefusedError(task_id, "it was deleted")
     return last
+
+
+# ── a task as events ─────────────────────────────────────────────────────────────────────────
+
+
+def _events_between(old: pb.Task | None, new: pb.Task) -> tuple[Sequence[JSON], pb.Task]:
+    """Return the events that make one task of another, and what they make; `old` is lost."""
+    if old is not None:
+        events = _growth(old, new)
+        for change in events:
+            _apply(old, change)
+        if old == new:
+            return events, old
+    event: JSON = {"type": "a2a.task", "task": _as_json(new)}
+    task = pb.Task()
+    _apply(task, event)
+    if task != new:  # it has what JSON does not: fields of a later protocol, a value of no kind
+        event = {"type": "a2a.task", "protobuf": b64encode(new.SerializeToString()).decode()}
+        _apply(task, event)
+    return [event], task
+
+
+def _growth(old: pb.Task, new: pb.Task) -> Sequence[JSON]:
+    """Return the events that make one task of another, if it changed as a server changes it."""
+    events: list[JSON] = [
+        {"type": "a2a.message", "message": _as_json(item)} for item in new.history[len(old.history) :]
+    ]
+    if new.status != old.status:
+        events.append({"type": "a2a.status", "status": _as_json(new.status)})
+    for index, artifact in enumerate(new.artifacts):
+        before = old.artifacts[index] if index < len(old.artifacts) else None
+        if before is not None and len(before.parts) < len(artifact.parts):
+            parts = [_as_json(part) for part in artifact.parts[len(before.parts) :]]
+            changed = {} if artifact.metadata == before.metadata else {"metadata": _as_json(artifact.metadata)}
+            events.append({"type": "a2a.parts", "index": index, "parts": parts, **changed})
+        elif artifact != before:
+            events.append({"type": "a2a.artifact", "index": index, "artifact": _as_json(artifact)})
+    if new.metadata != old.metadata:
+        events.append({"type": "a2a.metadata", "metadata": _as_json(new.metadata)})
+    return events
+
+
+def _apply(task: pb.Task, event: JSON) -> None:
+    """Change a task as an event says; one whose payload was erased says nothing."""
+    match event:
+        case {"type": "a2a.task", "protobuf": str(text)}:
+            task.ParseFromString(b64decode(text))
+        case {"type": "a2a.task", "task": value}:
+            task.Clear()
+            _parse(value, task)
+        case {"type": "a2a.status", "status": value}:
+            task.ClearField("status")
+            task.status.SetInParent()
+            _parse(value, task.status)
+        case {"type": "a2a.message", "message": value}:
+            _parse(value, task.history.add())
+        case {"type": "a2a.artifact", "index": int(index), "artifact": value}:
+            artifact = _artifact(task, index)
+            artifact.Clear()
+            _parse(value, artifact)
+        case {"type": "a2a.parts", "index": int(index), "parts": list(values)}:
+            artifact = _artifact(task, index)
+            for value in values:
+                _parse(value, artifact.parts.add())
+            if "metadata" in event:
+                artifact.metadata.Clear()
+                _parse(event["metadata"], artifact.metadata)
+        case {"type": "a2a.metadata", "metadata": value}:
+            task.metadata.Clear()
+            task.metadata.SetInParent()
+            _parse(value, task.metadata)
+
+
+def _artifact(task: pb.Task, index: int) -> Any:
+    while len(task.artifacts) <= index:
+        task.artifacts.add()  # in the place of one whose event was erased
+    return task.artifacts[index]
+
+
+def _as_json(message: Any) -> Any:
+    """Return what protobuf's JSON has for a message.
+
+    Raises:
+        PayloadError: It has none: NaN, an infinite number, a time that is none.
+    """
+    try:
+        return json_format.MessageToDict(message)
+    except json_format.Error as error:
+        raise PayloadError(f"task has no JSON form: {error}") from error
+
+
+def _parse(value: Any, message: Any) -> None:
+    """Read JSON into a message; what a later version of the SDK has written is no reason not to read the rest."""
+    json_format.ParseDict(value, message, ignore_unknown_fields=True)
+
+
+def _copy_of(task: pb.Task) -> pb.Task:
+    """Return a copy that changes by itself."""
+    copy = pb.Task()
+    copy.CopyFrom(task)
+    return copy
+
+
+def _cancelled(task: pb.Task | None) -> pb.Task:
+    """Return a task with another state and nothing else changed, as the server cancels what runs elsewhere."""
+    copy = _copy_of(task or pb.Task())
+    copy.status.state = pb.TASK_STATE_CANCELED
+    return copy
+
+
+def _extends(old: pb.Task, new: pb.Task) -> bool:
+    """Whether a task has all that was said and made in another."""
+    return (
+        new.history[: len(old.history)] == old.history[:]
+        and len(new.artifacts) >= len(old.artifacts)
+        and all(
+            after.artifact_id == before.artifact_id and after.parts[: len(before.parts)] == before.parts[:]
+            for before, after in zip(old.artifacts, new.artifacts, strict=False)
+        )
+        and (not old.status.HasField("message") or old.status.message in [new.status.message, *new.history])
+    )
 
 
 # ── a task as a run ──────────────────────────────────────────────────────────────────────────
@@ -490,7 +604,7 @@ def _part(part: pb.Part) -> MessagePart:
         case "text":
             return MessagePart(content_type=part.media_type or "text/plain", content=part.text, **named)
         case "data":
-            content = json.dumps(as_json(part.data), ensure_ascii=False)
+            content = json.dumps(_as_json(part.data), ensure_ascii=False)
             return MessagePart(content_type=part.media_type or "application/json", content=content, **named)
         case "url":
             return MessagePart(content_type=part.media_type or None, content_url=part.url, **named)
@@ -527,5 +641,5 @@ def _configs(session: Session | None) -> _Configs:
     configs: _Configs = []
     for value in session.state["configs"] if session and session.state else ():
         configs.append(pb.TaskPushNotificationConfig())
-        parse(value, configs[-1])
+        _parse(value, configs[-1])
     return configs
