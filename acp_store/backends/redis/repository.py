@@ -125,7 +125,7 @@ class RedisRepository(Repository):
         return None if status is None else _decoded(place.keys[4], bytes.decode, status)
 
     def save_run(self, run: RunLike, *, expected_version: int | None = None, force: bool = False) -> Run:
-        run = as_record(Run, run)
+        run = as_record(Run, run).settled()
         run_id, values = values_of_run(run)
         expected = "" if expected_version is None else check_count("expected_version", expected_version)
         place = self._keys.run(run_id)

@@ -164,7 +164,7 @@ class SQLRepository(Repository):
         return run_from_row(rows[0], self._dialect) if rows else None
 
     def save_run(self, run: RunLike, *, expected_version: int | None = None, force: bool = False) -> Run:
-        run = as_record(Run, run)
+        run = as_record(Run, run).settled()
         who = stamp()
         values = {**values_of_run(run, self._dialect, who), **self._owner}
         text = status_text(values["run_run_id"], values["run_status"], who) if self._chain else None
@@ -227,8 +227,9 @@ class SQLRepository(Repository):
         runs = [run_from_row(row[2:], self._dialect) for row in rows]
         if rows:
             count, following = rows[0][:2]
-            at = runs[-1].created_at if order == "created" else runs[-1].status_at
-            next_cursor = cursor_of(at, runs[-1].run_id, order) if following else None
+            run_id, at = statements.place_of(rows[-1][2:], order)
+            place = None if at is None else self._dialect.time_out(at)
+            next_cursor = cursor_of(place, run_id, order) if following else None
             return RunPage(runs, count, next_cursor)
         count = self._bind.read(prepare(statements.count_runs, filters), values)[0][0] if total else None
         return RunPage([], count)

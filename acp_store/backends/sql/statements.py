@@ -36,6 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import InstrumentedAttribute
 
 from acp_store.actors import Stamp
+from acp_store.backends.sql.prepared import Row
 from acp_store.models import EventHeadRow, EventRow, RunRow, SessionMessageRow, SessionRow
 from acp_store.models.base import Bare, Base, JSONText, Name, UTCDateTime, newest_first
 from acp_store.records import TERMINAL_STATUSES
@@ -65,6 +66,13 @@ _RUN_COLUMNS: Final = (
     RunRow.status_at,
     RunRow.owner,
 )
+
+_RUN_NAMES: Final = [column.key for column in _RUN_COLUMNS]
+
+
+def place_of(row: Row, order: Literal["created", "status"]) -> tuple[str, Any]:
+    """Return the id and the time that a run's row, with the columns of `get_run`, stands at in an order."""
+    return row[0], row[_RUN_NAMES.index("created_at" if order == "created" else "status_at")]
 
 
 def _name(name: str) -> BindParameter[Any]:
