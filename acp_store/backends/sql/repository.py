@@ -76,6 +76,7 @@ from acp_store.watching import Subscription
 
 __all__ = ["SQLRepository"]
 
+_TRIES: Final = 10
 _SWITCHES: Final = {True: True, "on": True, False: False, "off": False}
 
 
@@ -409,18 +410,21 @@ class SQLRepository(Repository):
         return self._bind.read(statement, {**values, **self._owner})
 
     def _append_once(self, run_id: str, event: NewEvent, key: str, who: Stamp) -> Row | None:
-        try:
-            # Inside a transaction a key that was used undoes this append alone.
-            with self._bind.attempt() as bind:
-                return self._dialect.append_event(bind, run_id, event, who, self._owner)
-        except DuplicateKeyError as error:
-            rows = self._read(statements.event_by_key, {"run_id": run_id, "key": key})
-            if not rows:
-                return self._append_once(run_id, event, key, who)
-            seq, recorded_at, first = rows[0]
-            if not same_value(first, event.payload):
-                raise ConflictError(f"key {key!r} of run {run_id!r} was used for another event, seq {seq}") from error
-            return seq, recorded_at
+        for _ in range(_TRIES):
+            try:
+                # Inside a transaction a key that was used undoes this append alone.
+                with self._bind.attempt() as bind:
+                    return self._dialect.append_event(bind, run_id, event, who, self._owner)
+            except DuplicateKeyError as error:
+                rows = self._read(statements.event_by_key, {"run_id": run_id, "key": key})
+                if not rows:
+                    continue  # it was deleted meanwhile
+                seq, recorded_at, first = rows[0]
+                if not same_value(first, event.payload):
+                    used = f"key {key!r} of run {run_id!r} was used for another event, seq {seq}"
+                    raise ConflictError(used) from error
+                return seq, recorded_at
+        raise ConflictError(f"key {key!r} of run {run_id!r} is used, but by no event that can be read")
 
     def _run_conflict(self, run_id: str, status: str, expected: int | None) -> ConflictError:
         rows = self._read(statements.run_version, {"run_id": run_id})
