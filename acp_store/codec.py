@@ -33,6 +33,7 @@ __all__ = [
     "encode",
     "escape_nul",
     "same_value",
+    "settled",
     "unescape_nul",
 ]
 
@@ -131,6 +132,15 @@ def decode_run(text: str, *, in_order: bool) -> Run:
     run = Run.model_validate_json(to_json(fields))
     run.__pydantic_extra__ = {**(run.__pydantic_extra__ or {}), **unknown}
     return run
+
+
+def settled(run: Run) -> Run:
+    """Return a run as it is saved: with a `status_at` of its own, without an unknown field of that name."""
+    if run.status_at is None or "status_at" not in (run.model_extra or ()):
+        return run
+    copy = run.model_copy()
+    copy.__pydantic_extra__ = {name: value for name, value in (run.model_extra or {}).items() if name != "status_at"}
+    return copy
 
 
 def _is_time(value: object) -> bool:

@@ -89,17 +89,6 @@ class Run(Record):
     updated_at: datetime | None = Field(default=None, exclude=True, validation_alias="\0acp_store.updated_at")
     owner: str | None = Field(default=None, exclude=True, validation_alias="\0acp_store.owner")
 
-    def settled(self) -> Self:
-        """Return the run as it is saved: with a `status_at` of its own, without an unknown field of that name.
-
-        Versions that did not know `status_at` kept what came under that name as any unknown field.
-        """
-        if self.status_at is None or "status_at" not in (self.__pydantic_extra__ or ()):
-            return self
-        copy = self.model_copy()
-        copy.__pydantic_extra__ = {k: v for k, v in (self.__pydantic_extra__ or {}).items() if k != "status_at"}
-        return copy
-
     @property
     def is_terminal(self) -> bool:
         """Whether the run is completed, failed, cancelled or rejected."""

@@ -46,7 +46,7 @@ from acp_store.checks import (
     cursor_of,
     parse_cursor,
 )
-from acp_store.codec import decode_events, same_value
+from acp_store.codec import decode_events, same_value, settled
 from acp_store.errors import AcpStoreError, ConfigurationError, ConflictError, UnsupportedError
 from acp_store.records import (
     Event,
@@ -165,7 +165,7 @@ class SQLRepository(Repository):
         return run_from_row(rows[0], self._dialect) if rows else None
 
     def save_run(self, run: RunLike, *, expected_version: int | None = None, force: bool = False) -> Run:
-        run = as_record(Run, run).settled()
+        run = settled(as_record(Run, run))
         who = stamp()
         values = {**values_of_run(run, self._dialect, who), **self._owner}
         text = status_text(values["run_run_id"], values["run_status"], who) if self._chain else None
