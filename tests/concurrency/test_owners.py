@@ -153,3 +153,28 @@ def test_a_save_over_a_deletion_has_the_id(repository: Repository, postgres_url:
     assert heads(postgres_url) == [("r", "alice")]
     assert alice.get_events("r") == []
     assert alice.get_run("r") is not None
+
+
+def test_a_head_that_a_refused_save_left_gives_nothing(repository: Repository, postgres_url: str) -> None:
+    """A save that waited for nobody's is refused; its head stays beside nobody's run, and is of no use to the owner."""
+    alice, bob = repository.for_owner("alice"), repository.for_owner("bob")
+
+    def save(inside: Repository) -> None:
+        inside.save_run(Run(run_id="r", agent_name="nobody's"))
+
+    came = when_it_waits(repository, postgres_url, save, lambda: WRITES["save"](alice))
+    assert isinstance(came, ConflictError)
+    assert heads(postgres_url) == [("r", "alice")]
+    repository.add_event("r", {"type": "nobody's"})
+    for own in (alice, bob):
+        for write in WRITES.values():
+            with pytest.raises(ConflictError):
+                write(own)
+        assert (own.get_run("r"), own.get_events("r"), own.list_ids("runs").ids) == (None, [], [])
+        assert not own.delete_run("r")
+        assert not own.erase_event("r", 1)
+        own.clear()
+    assert [event.type for event in repository.get_events("r")] == ["nobody's"]
+    assert repository.delete_run("r")
+    assert heads(postgres_url) == []
+    assert WRITES["save"](bob)
