@@ -18,20 +18,22 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import AwareDatetime, TypeAdapter
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from acp_store.errors import PayloadError
-from acp_store.records import AnyEvent, Event, Record, has_declared_order, restore_order
+from acp_store.records import AnyEvent, Event, Record, Run, has_declared_order, restore_order
 
 __all__ = [
     "MAX_DEPTH",
     "decode_events",
     "decode_record",
+    "decode_run",
     "decode_value",
     "encode",
     "escape_nul",
     "same_value",
+    "settled",
     "unescape_nul",
 ]
 
@@ -47,6 +49,7 @@ _MAX_DIGITS: Final = 4300
 _LONG_NUMBER = re.compile(rf'"(?:[^"\\]|\\.)*"|([0-9]{{{_MAX_DIGITS + 1},}})', re.DOTALL)
 _STRINGS_OR_SCALARS = re.compile(r'"(?:[^"\\]|\\.)*"|[^\[\]{}"]+', re.DOTALL)
 
+_AWARE: TypeAdapter[datetime] = TypeAdapter(AwareDatetime)
 _EVENTS: TypeAdapter[list[Event]] = TypeAdapter(list[AnyEvent])
 R = TypeVar("R", bound=Record)
 
@@ -112,6 +115,39 @@ def decode_record(kind: type[R], text: str, *, in_order: bool) -> R:
     if not in_order:
         restore_order(record, from_json(text))
     return record
+
+
+def decode_run(text: str, *, in_order: bool) -> Run:
+    """Return the run of a stored text that has all its fields, as `decode_record` does.
+
+    Versions that did not know `Run.status_at` kept whatever came under that name: what is no time of ours
+    stays an unknown field.
+    """
+    if '"status_at"' not in text:
+        return decode_record(Run, text, in_order=in_order)
+    fields = decode_value(text)
+    if "status_at" not in fields or _is_time(fields["status_at"]):
+        return decode_record(Run, text, in_order=in_order)
+    unknown = {"status_at": fields.pop("status_at")}
+    run = Run.model_validate_json(to_json(fields))
+    run.__pydantic_extra__ = {**(run.__pydantic_extra__ or {}), **unknown}
+    return run
+
+
+def settled(run: Run) -> Run:
+    """Return a run as it is saved: with a `status_at` of its own, without an unknown field of that name."""
+    if run.status_at is None or "status_at" not in (run.model_extra or ()):
+        return run
+    copy = run.model_copy()
+    copy.__pydantic_extra__ = {name: value for name, value in (run.model_extra or {}).items() if name != "status_at"}
+    return copy
+
+
+def _is_time(value: object) -> bool:
+    try:
+        return isinstance(value, str) and datetime.fromisoformat(value) == _AWARE.validate_python(value)
+    except ValueError:
+        return False
 
 
 def decode_events(rows: Sequence[tuple[int, datetime, str]]) -> list[Event]:

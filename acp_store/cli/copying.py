@@ -52,6 +52,7 @@ class Report:
         runs: How many runs had which fate; whatever was copied or skipped was verified too, or differs.
         sessions: The same of sessions.
         events: The same of events.
+        without_run: How many events were copied of ids that have no run, whose owner is not told.
         different: How many runs and sessions are not the same in the two stores.
         complaints: What differs, a line for each of the first `MOST_COMPLAINTS` of them.
     """
@@ -59,6 +60,7 @@ class Report:
     runs: Counter[Fate] = field(default_factory=Counter)
     sessions: Counter[Fate] = field(default_factory=Counter)
     events: Counter[Fate] = field(default_factory=Counter)
+    without_run: int = 0
     different: int = 0
     complaints: list[str] = field(default_factory=list)
 
@@ -187,7 +189,7 @@ class Copying:
             raise _Difference(f"DST ends after event {equal}" if stored or equal else "it is not in DST")
         target = self._target if run is None else self._target_of(run, stored_is_there=stored is not None)
         if source_has_more:
-            self._append_events(target, task, equal)
+            self._append_events(target, task, equal, alone=run is None)
         if run is not None and theirs != ours:
             # After its events: where a run is there, it is there as a whole.
             task.saved = _version(target.save_run(run, expected_version=version))
@@ -216,7 +218,7 @@ class Copying:
             if count < PAGE:
                 return seen, len(events) > count
 
-    def _append_events(self, target: Repository, task: _Task, seen: int) -> None:
+    def _append_events(self, target: Repository, task: _Task, seen: int, *, alone: bool) -> None:
         """Append the events after the first `seen`, a page in a transaction."""
         while True:
             events = self._source.get_events(task.id, PAGE, seen)
@@ -237,6 +239,7 @@ class Copying:
             else:
                 seen += len(events)
                 task.appended += len(events)
+                self._report.without_run += len(events) if alone else 0
                 self._report.events[Fate.COPIED] += len(events)
                 self._touch(self._report.runs, task)
                 self._reach(task, seen)

@@ -73,7 +73,7 @@ def export(
 
     The newest run comes first. A session is written with its oldest run; a session without runs is not
     exported. The file is there when it is complete, not before. A run that is written to meanwhile may be
-    caught between two of its writes. Owners are not exported; copy keeps them.
+    caught between two of its writes. Owners are not exported; copy keeps those of runs and sessions.
     """
     from acp_store.cli.recording import json_line
 
@@ -131,13 +131,14 @@ def copy(
     events, is reported and stays as it is; --overwrite replaces it, but never events, a longer
     history, the status of a run that is over, or an owner. Exits with 1 if anything differs in the end.
 
-    Owners are copied too, but of events without a run; a DST that keeps none is given nothing of what
-    has one.
+    Owners of runs and sessions are copied too; a DST that keeps none is given nothing of what has one.
+    Events without a run are nobody's in DST, whose they were in SRC: how many is told.
 
     Not copied, as DST assigns its own: version and updated_at, recorded_at of events; nor idempotency
     keys and the history of statuses. SRC is not locked: of what is written to it meanwhile, copy again.
     """
     from acp_store.cli.copying import Copying, Report
+    from acp_store.repository import Capability
 
     if verify and (overwrite or upgrade):
         raise typer.BadParameter("it writes nothing", param_hint="'--verify'")
@@ -154,7 +155,8 @@ def copy(
                 Copying(src, dst, report, advance, write=not verify, overwrite=overwrite).go()
         finally:
             _complain(report)
-    _print_report(report, as_json=shared.as_json)
+        owners = all(Capability.OWNERS in store.capabilities for store in (src, dst))
+    _print_report(report, owners=owners, as_json=shared.as_json)
     if report.different:
         raise typer.Exit(1)
 
@@ -222,18 +224,21 @@ def _complain(report: Report) -> None:
         print_error(f"{report.different - len(report.complaints)} more runs and sessions differ")
 
 
-def _print_report(report: Report, *, as_json: bool) -> None:
+def _print_report(report: Report, *, owners: bool, as_json: bool) -> None:
     from acp_store.cli.copying import Fate
 
     counts = {"runs": report.runs, "events": report.events, "sessions": report.sessions}
     if as_json:
         by_fate = {noun: {fate.value: count[fate] for fate in Fate} for noun, count in counts.items()}
-        print_json({**by_fate, "different": report.different})
+        without_run = {"events_without_run": report.without_run} if owners else {}
+        print_json({**by_fate, **without_run, "different": report.different})
         return
     print_table(
         [(noun, *(count[fate] for fate in Fate)) for noun, count in counts.items()],
         ("", *(fate.upper() for fate in Fate)),
     )
+    if owners and report.without_run:
+        print_line(f"events without a run: {report.without_run}, nobody's now")
     if report.different:
         print_line(f"{report.different} runs and sessions differ")
     elif not any(count[Fate.COPIED] for count in counts.values()):

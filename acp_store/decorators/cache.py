@@ -196,7 +196,8 @@ class CachedRepository(_Noting):
         run_id = check_name("run id", run_id)
 
         def keep(run: Run | None) -> _Kept:
-            if run is None:
+            # What an older version kept as an unknown field would come back from its text as a field of ours.
+            if run is None or "status_at" in (run.model_extra or ()):
                 return {}, 0
             return {_RUN: text_of(run), _STATUS: text_of_status(run_id, run.status)}, self._ttl_of(run.status)
 

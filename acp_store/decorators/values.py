@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from typing import TypeVar
 from urllib.parse import quote, unquote
 
 from pydantic_core import from_json, to_json
 
 from acp_store.checks import check_name
-from acp_store.codec import decode_events, decode_record, encode
+from acp_store.codec import decode_events, decode_record, decode_run, encode
 from acp_store.records import Event, Run, Session
 
 __all__ = ["page_of", "run_of", "session_of", "status_of", "text_of", "text_of_page", "text_of_status"]
@@ -32,7 +33,8 @@ def text_of(record: Run | Session) -> bytes:
 
 def _record_of(kind: type[R], value: bytes) -> R:
     version, updated_at, created_at, owner, text = value.decode().split(" ", 4)
-    record = decode_record(kind, text, in_order=text[1] != " ")
+    decode = decode_run if kind is Run else partial(decode_record, kind)
+    record = decode(text, in_order=text[1] != " ")
     record.__dict__["version"] = int(version) or None
     record.__dict__["updated_at"] = None if updated_at == "-" else datetime.fromisoformat(updated_at)
     record.__dict__["owner"] = None if owner == "-" else unquote(owner[1:], errors="strict")

@@ -630,3 +630,19 @@ def test_a_cache_around_a_cache_is_right(sqlite_url: str, redis_url: str) -> Non
                     assert thing.read(repository, name) == count - 1
                     assert thing.read(repository, name) == count - 1
                 thing.write(nested if count % 2 else other, name)
+
+
+@pytest.mark.parametrize("value", ["2026-01-01T00:00:00Z", "2026-01-01T00:00:00", "whenever", 5])
+def test_an_unknown_field_that_is_called_as_ours_is_not_remembered(
+    value: object, clients: tuple[Client, Client]
+) -> None:
+    """A run that an older version kept with an unknown `status_at` reads the same each time."""
+    run = Run(run_id="r", agent_name="a")
+    run.__pydantic_extra__ = {"status_at": value}
+    for client in clients:
+        client.repository.save_run(run)
+        for _ in range(2):
+            found = client.repository.get_run("r")
+            assert found
+            assert (found.status_at, found.model_extra) == (None, {"status_at": value})
+            assert client.repository.get_status("r") == "created"

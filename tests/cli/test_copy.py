@@ -116,6 +116,7 @@ def test_what_is_copied_is_there(pair: Pair, invoke: Invoke) -> None:
         "runs": counted("copied", 24),
         "events": counted("copied", 228),
         "sessions": counted("copied", 3),
+        "events_without_run": 0,
         "different": 0,
     }
     assert content(pair.target) == content(pair.source)
@@ -432,7 +433,8 @@ def test_verify_writes_nothing(pair: Pair, invoke: Invoke) -> None:
         "error: run 'run-0': DST ends after event 1",
         "error: run 'run-1': it is not in DST",
     ]
-    assert done.lines == [{"runs": NOTHING, "events": NOTHING, "sessions": NOTHING, "different": 3}]
+    nothing = {"runs": NOTHING, "events": NOTHING, "sessions": NOTHING, "events_without_run": 0}
+    assert done.lines == [{**nothing, "different": 3}]
     assert content(pair.target) == before
     invoke("copy", *pair)
     assert invoke("copy", *pair, "--verify").line["events"] == counted("skipped", 8)
@@ -678,6 +680,19 @@ def test_a_target_without_owners(stores: tuple[Repository, Repository]) -> None:
     assert ids(target, "runs") == ["nobody's"]
 
 
+def test_events_without_a_run_are_counted(sqlite_url: str, empty_postgres_url: str, invoke: Invoke) -> None:
+    """They arrive as nobody's, which is told; not again when they are there, and not of those of a run."""
+    with open_repository(sqlite_url) as source:
+        owned(source)
+        source.for_owner("alice").add_events("early", [generic_event(number) for number in range(PAGE + 2)])
+    line = invoke("copy", sqlite_url, empty_postgres_url, "--upgrade").line
+    assert (line["events_without_run"], line["events"]["copied"]) == (PAGE + 2, 2 * PAGE + 3)
+    with open_repository(empty_postgres_url) as target:
+        assert target.for_owner("alice").list_ids("runs").ids == ["run-1"]
+        assert len(target.get_events("early", 1000)) == PAGE + 2
+    assert invoke("copy", sqlite_url, empty_postgres_url).line["events_without_run"] == 0
+
+
 # ── the program ──────────────────────────────────────────────────────────────────────────────
 
 
@@ -769,6 +784,10 @@ def test_on_a_terminal(urls: Pair) -> None:
     assert "nothing was copied" not in first.out
     again = run_on_terminal("copy", *urls)
     assert again.out.splitlines()[-1] == "nothing was copied: DST has it all"
+    assert "without a run" not in first.out + again.out
+    with open_repository(urls.source) as source:
+        source.for_owner("alice").add_events("early", [generic_event(number) for number in range(3)])
+    assert "events without a run: 3, nobody's now" in run_on_terminal("copy", *urls).out
 
 
 def test_memory_does_not_grow_with_the_store(urls: Pair, tmp_path: Path) -> None:

@@ -119,3 +119,18 @@ def test_times_compare_in_sql(file_url: str, engine: Engine) -> None:
         if engine.dialect.name == "postgresql":
             rows = connection.execute(text("select run_id from acp_runs where created_at < '2025-12-31 22:45:00Z'"))
         assert rows.scalars().all() == ["a"]
+
+
+def test_a_key_whose_event_is_hidden_is_told(file_url: str, engine: Engine) -> None:
+    """Where a key is used by an event that its run does not show, as its head is lost, the call ends and says so."""
+    with open_repository(file_url) as repository:
+        alice = repository.for_owner("alice")
+        alice.add_event("r", {"type": "first"})
+        alice.add_event("r", {"type": "second"}, key="k")
+        with engine.begin() as connection:
+            connection.execute(text("delete from acp_event_heads"))
+            connection.execute(text("delete from acp_events where seq = 1"))
+        for store in (alice, SQLRepository(engine).for_owner("alice")):
+            with pytest.raises(ConflictError, match="key 'k' of run 'r' is used, but by no event that can be read"):
+                store.add_event("r", {"type": "second"}, key="k")
+        assert [event.seq for event in repository.get_events("r")] == [2]

@@ -170,6 +170,16 @@ def test_an_owner_in_a_schema_is_looked_up_there(empty_postgres_url: str) -> Non
         assert alice.delete_run("r")
 
 
+# As in docs/howto/one-owner-each.md.
+GIVE_AWAY = (
+    "update acp_runs set owner = 'alice' where run_id = 'r'",
+    """
+    insert into acp_event_heads (run_id, last_seq, owner) select run_id, 0, owner from acp_runs where run_id = 'r'
+        on conflict (run_id) do update set owner = excluded.owner
+    """,
+)
+
+
 def test_runs_that_are_given_an_owner_are_theirs(file_url: str) -> None:
     """An operator who writes names into the rows of old runs and sessions gives them away with their events."""
     engine = host_engine(file_url)
@@ -177,7 +187,8 @@ def test_runs_that_are_given_an_owner_are_theirs(file_url: str) -> None:
         repository.save_run(Run(run_id="r", agent_name="a"))
         repository.add_event("r", PART)
         with engine.begin() as connection:
-            connection.execute(text("update acp_runs set owner = 'alice'"))
+            for statement in GIVE_AWAY:
+                connection.execute(text(statement))
         alice = repository.for_owner("alice")
         for count in (1, 2, 200):
             alice.add_events("r", [PART] * count)

@@ -10,7 +10,7 @@ from pydantic_core import to_json
 
 from acp_store.backends.redis.keys import from_stamp, stamp_of
 from acp_store.checks import check_name, check_time
-from acp_store.codec import decode_record, encode, escape_nul
+from acp_store.codec import decode_record, decode_run, encode, escape_nul
 from acp_store.errors import PayloadError
 from acp_store.records import Error, Message, Run, Session, as_record
 
@@ -60,7 +60,7 @@ def run_from_fields(fields: Sequence[bytes | None]) -> Run | None:
     if text is None or version is None or updated_at is None or stamp is None:
         raise ValueError("fields are missing")
     json = text.decode()
-    run = decode_record(Run, json, in_order=json[1:2] != " ")
+    run = decode_run(json, in_order=json[1:2] != " ")
     run.__dict__.update(version=int(version), updated_at=time_of(updated_at))
     if "created_at" not in run.model_fields_set:
         run.__dict__["created_at"] = from_stamp(stamp)

@@ -20,7 +20,7 @@ from acp_store.backends.redis.mapping import (
     values_of_session,
 )
 from acp_store.checks import check_count, check_name, check_noun, check_order, check_time, cursor_of, parse_cursor
-from acp_store.codec import decode_events, encode, same_value
+from acp_store.codec import decode_events, encode, same_value, settled
 from acp_store.errors import (
     AcpStoreError,
     ConfigurationError,
@@ -125,7 +125,7 @@ class RedisRepository(Repository):
         return None if status is None else _decoded(place.keys[4], bytes.decode, status)
 
     def save_run(self, run: RunLike, *, expected_version: int | None = None, force: bool = False) -> Run:
-        run = as_record(Run, run)
+        run = settled(as_record(Run, run))
         run_id, values = values_of_run(run)
         expected = "" if expected_version is None else check_count("expected_version", expected_version)
         place = self._keys.run(run_id)

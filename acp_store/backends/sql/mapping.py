@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from pydantic_core import to_json
 
@@ -17,11 +17,14 @@ from acp_store.backends.sql.dialect import NewEvent, SQLDialect
 from acp_store.backends.sql.prepared import Row
 from acp_store.chain import digest_of_payload, event_text, new_salt
 from acp_store.checks import check_name, check_time
-from acp_store.codec import decode_record, encode, escape_nul
+from acp_store.codec import decode_record, decode_value, encode, escape_nul
 from acp_store.errors import PayloadError
 from acp_store.records import Error, Event, Message, Run, Session, as_record
 
 __all__ = ["message_text", "new_event", "run_from_row", "session_from_row", "values_of_run", "values_of_session"]
+
+# Processes of the version before write `wire_fields` and read them, and know no such column.
+_LATER: Final = "status_at"
 
 
 def values_of_run(run: Run, dialect: SQLDialect, who: Stamp) -> dict[str, Any]:
@@ -99,9 +102,17 @@ def run_from_row(row: Row, dialect: SQLDialect) -> Run:
         names = [*Run.WIRE_FIELDS, *(name for name in Run.BEYOND_THE_WIRE if fields[name] is not None)]
     else:
         names = _split(wire_fields)
+        if status_at is not None and _LATER not in names:
+            names.append(_LATER)
+    # An older version kept whatever came under that name as it keeps every field that it does not know.
+    unknown = decode_value(extra) if extra is not None and _LATER in extra else None
+    if unknown is not None and _LATER in unknown:
+        extra = None
     text = _object(fields, names, extra)
     documents = (await_request, output, error, input_, metadata)
     run = decode_record(Run, text, in_order=wire_fields is None and _in_order(documents))
+    if unknown is not None:
+        run.__pydantic_extra__ = unknown
     run.__dict__.update(version=version, updated_at=dialect.time_out(updated_at), owner=owner)
     if "created_at" not in names:
         run.__dict__["created_at"] = dialect.time_out(created_at)
@@ -175,6 +186,7 @@ def _wire_fields(record: Run | Session) -> str | None:
     """Return the names of the fields to write, in order; None where they are the usual ones."""
     given = {*record.model_fields_set, *record.filled_lists()}
     beyond = [name for name in record.BEYOND_THE_WIRE if record.__dict__[name] is not None]
+    beyond = [name for name in beyond if name != _LATER]
     names = [name for name in record.__dict__ if (name in given and name in record.WIRE_FIELDS) or name in beyond]
     return None if names == [*record.WIRE_FIELDS, *beyond] else ",".join(names)
 
@@ -188,7 +200,8 @@ def _in_order(documents: Sequence[str | None]) -> bool:
 
 
 def _object(fields: dict[str, str | None], names: Sequence[str], extra: str | None) -> str:
-    members = [f'"{name}":{fields[name]}' for name in names]
+    # Not one that is named and has no value: another version may have written the names.
+    members = [f'"{name}":{fields[name]}' for name in names if fields.get(name) is not None]
     if extra is not None:
         members.append(extra.strip()[1:-1])
     return "{" + ",".join(members) + "}"

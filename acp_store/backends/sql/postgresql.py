@@ -311,7 +311,7 @@ class PostgreSQL(SQLDialect):
         rows = bind.write(bind.prepare(pg.append_chained_events, bool(owner)), values)
         if rows:
             return min(rows)
-        if owner and not bind.read(bind.prepare(statements.may_append), values):
+        if owner and not bind.read(bind.prepare(pg.may_append), values):
             return None
         # Another made the run's first event at the same moment: now there is a head to lock.
         return self.append_events(bind, run_id, events, who, owner)
@@ -332,11 +332,8 @@ class PostgreSQL(SQLDialect):
         return _call(bind, "acp_erase_event", {"id": run_id, "seq": seq, **who._asdict()}, owner)
 
     def delete_all(self, unit: Bind, who: Stamp, owner: Owner) -> None:
-        for function, ids in (
-            ("acp_delete_run", statements.all_run_ids),
-            ("acp_delete_session", statements.all_session_ids),
-        ):
-            call = unit.prepare(pg.call_for_all, function, ids, unit.prepare.schema, bool(owner))
+        for function in ("acp_delete_run", "acp_delete_session"):
+            call = unit.prepare(pg.call_for_all, function, unit.prepare.schema, bool(owner))
             unit.write(call, {**who._asdict(), **owner})
 
     def missing_functions(self, connection: Connection, schema: str | None) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any, Final
 
@@ -29,7 +29,7 @@ from sqlalchemy.sql.functions import Function
 from acp_store.backends.sql import statements
 from acp_store.backends.sql.dialect import NewEvent
 from acp_store.chain import DIGEST_BYTES, SALT_BYTES, EventText, StatusText
-from acp_store.models import EventHeadRow, EventRow, RunRow, RunStatusRow, SessionMessageRow
+from acp_store.models import EventHeadRow, EventRow, RunRow, RunStatusRow, SessionMessageRow, SessionRow
 from acp_store.models.base import Bare, JSONText, Name, UTCDateTime
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "append_messages",
     "call",
     "call_for_all",
+    "may_append",
     "pieces",
     "pieces_of_batch",
     "put_events",
@@ -63,17 +64,36 @@ def call(function: str, schema: str | None, owned: bool) -> sa.Select[Any]:
         parameters["seq"] = BigInteger()
     parameters |= dict.fromkeys(statements.STAMP, Text())
     arguments = [bindparam(name, type_=type_) for name, type_ in parameters.items()]
-    id_ = bindparam("id", type_=Name())
-    of_session = function == "acp_delete_session"
-    allowed = statements.is_owners_session(id_, owned) if of_session else statements.is_owners(id_, owned)
-    return select(_function(function, schema, *arguments)).where(*allowed)
+    called = select(_function(function, schema, *arguments))
+    return called.select_from(_locked(function, bindparam("id", type_=Name()))) if owned else called
 
 
-def call_for_all(function: str, ids: Callable[[bool], Any], schema: str | None, owned: bool) -> sa.Select[Any]:
-    """Call one of them for each id that a statement reads."""
+def call_for_all(function: str, schema: str | None, owned: bool) -> sa.Select[Any]:
+    """Call one of those that delete for each id that there is."""
     who = [bindparam(name, type_=Text()) for name in statements.STAMP]
-    all_ids = ids(owned).subquery()
+    if owned:
+        all_ids = _locked(function, None)
+    else:
+        ids = statements.all_session_ids if function == "acp_delete_session" else statements.all_run_ids
+        all_ids = ids(False).subquery()
     return select(_function(function, schema, all_ids.c.id, *who))
+
+
+def _locked(function: str, only: ColumnElement[Any] | None) -> sa.Subquery:
+    """Return the owner's ids, or one of them, each with the row locked that says whose it is.
+
+    What it says then is so until the transaction ends: the functions are called for a row only once it is
+    locked, and what they do sees all that was committed until then.
+    """
+    id_: Any = SessionRow.session_id if function == "acp_delete_session" else EventHeadRow.run_id
+    owner = SessionRow.owner if function == "acp_delete_session" else EventHeadRow.owner
+    conditions = [owner == statements.OWNER]
+    if only is not None:
+        conditions.append(id_ == only)
+    if function != "acp_delete_session":
+        others = select(_ONE).where(RunRow.run_id == id_, RunRow.owner.is_distinct_from(statements.OWNER))
+        conditions.append(~others.correlate(EventHeadRow).exists())
+    return select(id_.label("id")).where(*conditions).order_by(id_).with_for_update().subquery("mine")
 
 
 def _function(name: str, schema: str | None, *arguments: ColumnElement[Any]) -> Function[Any]:
@@ -177,28 +197,31 @@ def _event_digest(
     )
 
 
-def _free(run_id: ColumnElement[Any], variant: str) -> ColumnElement[bool]:
-    """Return the condition that an owner may save a new run: it has the head of its events, or makes it now.
+def _free(run_id: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Return the condition that an owner may save a run: the head of its events is theirs, or is made now.
 
-    Of two owners that come at once with the same new id, whatever they do with it, one has the head.
+    So a run with an owner always has a head of the same owner's, and that alone decides whose an id is,
+    as it is when the statement gets its lock. That there is no run of another's is asked of the statement's
+    snapshot, and only so that a save that is refused leaves no head behind.
     """
-    there = statements.there_is(RunRow, run_id)
     new = {"run_id": run_id, "last_seq": literal_column("0", BigInteger), "owner": statements.OWNER}
-    claim = pg_insert(EventHeadRow).from_select(list(new), select(*new.values()).where(~there))
+    mine = select(*new.values()).where(statements.no_run_of_anothers(run_id))
+    claim = pg_insert(EventHeadRow).from_select(list(new), mine)
     owner = claim.excluded.owner
     claim = claim.on_conflict_do_update(
         index_elements=["run_id"], set_={"owner": owner}, where=EventHeadRow.owner == owner
     )
-    claimed = select(claim.returning(_ONE.label("one")).cte("claim")).exists()
-    return sa.or_(claimed, there) if variant == "upsert" else claimed
+    return select(claim.returning(_ONE.label("one")).cte("claim")).exists()
 
 
 def save_run(variant: str, force: bool, chained: bool, owned: bool) -> sa.Select[Any]:
     """Save a run and, where its status changed, write the history, chained or not."""
     digest = _status_digest if chained else None
     run_id, status = (bindparam(name, type_=Bare()) for name in ("run_run_id", "run_status"))
-    free = _free(run_id, variant) if owned else None
-    saved = statements.save_run(pg_insert, _now, variant, force=force, digest=digest, free=free).cte("saved")
+    free = _free(run_id) if owned and variant != "update" else None
+    saved = statements.save_run(pg_insert, _now, variant, force=force, digest=digest, owned=owned, free=free).cte(
+        "saved"
+    )
     history = (
         insert(RunStatusRow)
         .from_select(
@@ -287,29 +310,17 @@ def _stamp() -> list[ColumnElement[Any]]:
     return [cast(bindparam(name, type_=Text()), Text) for name in statements.STAMP]
 
 
-def _owners_run(owned: bool) -> ColumnElement[bool] | None:
-    """Return the condition that the run is the owner's, for an append.
-
-    A name, as in an ON CONFLICT SQLAlchemy leaves out the schema; what it stands for is written where it
-    is met first, before that.
-    """
-    if not owned:
-        return None
-    mine = select(_ONE.label("one")).where(RunRow.run_id == bindparam("run_id", type_=Name()))
-    return select(mine.where(RunRow.owner == statements.OWNER).cte("mine")).exists()
-
-
 def advance_head(owned: bool) -> Any:
     """Take numbers for events whose digests are made by the caller."""
     head = EventHeadRow
     columns = head.last_seq, head.recorded_at, head.digest
-    return statements.advance_head(pg_insert, _now, None, _owners_run(owned)).returning(*columns)
+    return statements.advance_head(pg_insert, _now, owned=owned).returning(*columns)
 
 
 def append_event(chained: bool, owned: bool) -> Any:
     """Append one event, chained or not."""
     head = (
-        statements.advance_head(pg_insert, _now, _event_digest if chained else None, _owners_run(owned))
+        statements.advance_head(pg_insert, _now, _event_digest if chained else None, owned=owned)
         .returning(EventHeadRow.run_id, EventHeadRow.last_seq, EventHeadRow.recorded_at, EventHeadRow.digest)
         .cte("head")
     )
@@ -349,7 +360,7 @@ def _event_type(given: Any) -> ColumnElement[Any]:
 def append_events(owned: bool) -> Any:
     """Append events that are not chained."""
     head = (
-        statements.advance_head(pg_insert, _now, None, _owners_run(owned))
+        statements.advance_head(pg_insert, _now, owned=owned)
         .returning(EventHeadRow.run_id, EventHeadRow.last_seq, EventHeadRow.recorded_at)
         .cte("head")
     )
@@ -381,6 +392,15 @@ def put_events() -> Any:
         _packed("digests", DIGEST_BYTES, place),
     )
     return insert(EventRow).from_select([*_BATCH_COLUMNS, *_CHAIN_COLUMNS], rows)
+
+
+def may_append() -> sa.Select[Any]:
+    """Read a row where `append_chained_events` in an owner's name is refused by nothing but another's first event."""
+    run_id = bindparam("run_id", type_=Name())
+    anothers = EventHeadRow.owner.is_distinct_from(statements.OWNER)
+    return select(_ONE).where(
+        statements.no_run_of_anothers(run_id), ~statements.there_is(EventHeadRow, run_id, anothers)
+    )
 
 
 def append_chained_events(owned: bool) -> Any:
@@ -431,15 +451,14 @@ def append_chained_events(owned: bool) -> Any:
         chain.join(start, chain.c.place == count)
     )
     columns = ["run_id", "last_seq", "recorded_at", "digest"]
-    owners_run = _owners_run(owned)
-    if owners_run is not None:
+    if owned:
         columns.append("owner")
-        last = last.add_columns(statements.OWNER).where(sa.or_(owners_run, ~statements.there_is(RunRow, run_id)))
+        last = last.add_columns(statements.OWNER).where(statements.no_run_of_anothers(run_id))
     advance = pg_insert(EventHeadRow).from_select(columns, last)
     new = advance.excluded
     where = EventHeadRow.last_seq == new.last_seq - count
-    if owners_run is not None:
-        where = sa.and_(where, sa.or_(EventHeadRow.owner == statements.OWNER, owners_run))
+    if owned:
+        where = sa.and_(where, EventHeadRow.owner == statements.OWNER)
     head = (
         advance.on_conflict_do_update(
             index_elements=["run_id"],

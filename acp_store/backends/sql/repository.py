@@ -46,7 +46,7 @@ from acp_store.checks import (
     cursor_of,
     parse_cursor,
 )
-from acp_store.codec import decode_events, same_value
+from acp_store.codec import decode_events, same_value, settled
 from acp_store.errors import AcpStoreError, ConfigurationError, ConflictError, UnsupportedError
 from acp_store.records import (
     Event,
@@ -76,6 +76,7 @@ from acp_store.watching import Subscription
 
 __all__ = ["SQLRepository"]
 
+_TRIES: Final = 10
 _SWITCHES: Final = {True: True, "on": True, False: False, "off": False}
 
 
@@ -164,7 +165,7 @@ class SQLRepository(Repository):
         return run_from_row(rows[0], self._dialect) if rows else None
 
     def save_run(self, run: RunLike, *, expected_version: int | None = None, force: bool = False) -> Run:
-        run = as_record(Run, run)
+        run = settled(as_record(Run, run))
         who = stamp()
         values = {**values_of_run(run, self._dialect, who), **self._owner}
         text = status_text(values["run_run_id"], values["run_status"], who) if self._chain else None
@@ -227,8 +228,9 @@ class SQLRepository(Repository):
         runs = [run_from_row(row[2:], self._dialect) for row in rows]
         if rows:
             count, following = rows[0][:2]
-            at = runs[-1].created_at if order == "created" else runs[-1].status_at
-            next_cursor = cursor_of(at, runs[-1].run_id, order) if following else None
+            run_id, at = statements.place_of(rows[-1][2:], order)
+            place = None if at is None else self._dialect.time_out(at)
+            next_cursor = cursor_of(place, run_id, order) if following else None
             return RunPage(runs, count, next_cursor)
         count = self._bind.read(prepare(statements.count_runs, filters), values)[0][0] if total else None
         return RunPage([], count)
@@ -408,18 +410,21 @@ class SQLRepository(Repository):
         return self._bind.read(statement, {**values, **self._owner})
 
     def _append_once(self, run_id: str, event: NewEvent, key: str, who: Stamp) -> Row | None:
-        try:
-            # Inside a transaction a key that was used undoes this append alone.
-            with self._bind.attempt() as bind:
-                return self._dialect.append_event(bind, run_id, event, who, self._owner)
-        except DuplicateKeyError as error:
-            rows = self._read(statements.event_by_key, {"run_id": run_id, "key": key})
-            if not rows:
-                return self._append_once(run_id, event, key, who)
-            seq, recorded_at, first = rows[0]
-            if not same_value(first, event.payload):
-                raise ConflictError(f"key {key!r} of run {run_id!r} was used for another event, seq {seq}") from error
-            return seq, recorded_at
+        for _ in range(_TRIES):
+            try:
+                # Inside a transaction a key that was used undoes this append alone.
+                with self._bind.attempt() as bind:
+                    return self._dialect.append_event(bind, run_id, event, who, self._owner)
+            except DuplicateKeyError as error:
+                rows = self._read(statements.event_by_key, {"run_id": run_id, "key": key})
+                if not rows:
+                    continue  # it was deleted meanwhile
+                seq, recorded_at, first = rows[0]
+                if not same_value(first, event.payload):
+                    used = f"key {key!r} of run {run_id!r} was used for another event, seq {seq}"
+                    raise ConflictError(used) from error
+                return seq, recorded_at
+        raise ConflictError(f"key {key!r} of run {run_id!r} is used, but by no event that can be read")
 
     def _run_conflict(self, run_id: str, status: str, expected: int | None) -> ConflictError:
         rows = self._read(statements.run_version, {"run_id": run_id})

@@ -80,7 +80,7 @@ def _insert(row: type[Base], **given: str) -> Any:
 def save_run(variant: str, force: bool, owned: bool) -> Any:
     """Save a run."""
     free = _free(bindparam("run_run_id", type_=Name())) if owned else None
-    return statements.save_run(sqlite_insert, _now, variant, force=force, free=free)
+    return statements.save_run(sqlite_insert, _now, variant, force=force, owned=owned, free=free)
 
 
 def _free(run_id: ColumnElement[Any]) -> ColumnElement[bool]:
@@ -222,8 +222,9 @@ def put_message() -> Any:
 def advance_head(owned: bool) -> Any:
     """Take numbers for events."""
     columns = EventHeadRow.last_seq, EventHeadRow.recorded_at, EventHeadRow.digest
+    # The write lock is held: what is read of the run is as it is now.
     owners_run = statements.owners_run(bindparam("run_id", type_=Name())) if owned else None
-    return statements.advance_head(sqlite_insert, _now, None, owners_run).returning(*columns)
+    return statements.advance_head(sqlite_insert, _now, owned=owned, whatever_head=owners_run).returning(*columns)
 
 
 def put_event() -> Any:

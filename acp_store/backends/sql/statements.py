@@ -36,6 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import InstrumentedAttribute
 
 from acp_store.actors import Stamp
+from acp_store.backends.sql.prepared import Row
 from acp_store.models import EventHeadRow, EventRow, RunRow, SessionMessageRow, SessionRow
 from acp_store.models.base import Bare, Base, JSONText, Name, UTCDateTime, newest_first
 from acp_store.records import TERMINAL_STATUSES
@@ -65,6 +66,13 @@ _RUN_COLUMNS: Final = (
     RunRow.status_at,
     RunRow.owner,
 )
+
+_RUN_NAMES: Final = [column.key for column in _RUN_COLUMNS]
+
+
+def place_of(row: Row, order: Literal["created", "status"]) -> tuple[str, Any]:
+    """Return the id and the time that a run's row, with the columns of `get_run`, stands at in an order."""
+    return row[0], row[_RUN_NAMES.index("created_at" if order == "created" else "status_at")]
 
 
 def _name(name: str) -> BindParameter[Any]:
@@ -106,11 +114,9 @@ def there_is(
     return select(_ONE).select_from(row).where(row.run_id == run_id, *conditions).correlate(None).exists()
 
 
-def may_append() -> Executable:
-    """Read a row where the owner may append to a run."""
-    run_id = _name("run_id")
-    anothers_head = there_is(EventHeadRow, run_id, EventHeadRow.owner.is_distinct_from(OWNER))
-    return select(_ONE).where(or_(owners_run(run_id), and_(~there_is(RunRow, run_id), ~anothers_head)))
+def no_run_of_anothers(run_id: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Return the condition that there is no run under an id but the owner's."""
+    return ~there_is(RunRow, run_id, RunRow.owner.is_distinct_from(OWNER))
 
 
 # ── reads ────────────────────────────────────────────────────────────────────────────────────────
@@ -386,6 +392,7 @@ def save_run(
     *,
     force: bool,
     digest: StatusDigest | None = None,
+    owned: bool = False,
     free: ColumnElement[bool] | None = None,
 ) -> Any:
     """Save a run, returning `_SAVED`; no row where that is refused.
@@ -396,9 +403,9 @@ def save_run(
         variant: What `save_variant` said.
         force: Whether a terminal status may change.
         digest: Chains the status history in this very statement; None leaves the stored digest.
-        free: In an owner's name: the condition that an id is free, or the owner's.
+        owned: Whether it is in the owner's name.
+        free: In an owner's name, where a run may be inserted: the condition that the id is free, or the owner's.
     """
-    owned = free is not None
     if variant == "update":
         return _update_run(clock, force, digest, owned)
     statement = _new_run(insert, clock, digest, free)
@@ -550,7 +557,9 @@ def advance_head(
     insert: _Insert,
     clock: Clock,
     digest: EventDigest | None = None,
-    owners_run: ColumnElement[bool] | None = None,
+    *,
+    owned: bool = False,
+    whatever_head: ColumnElement[bool] | None = None,
 ) -> Any:
     """Take the next `count` numbers of a run; the row's lock is held until commit. No row if refused.
 
@@ -558,7 +567,8 @@ def advance_head(
         insert: The database's insert.
         clock: The database's clock.
         digest: Chains one event: `count` must be 1 then.
-        owners_run: In an owner's name: the condition that the run is the owner's.
+        owned: Whether it is in the owner's name: no run may be another's, nor may the head.
+        whatever_head: In an owner's name: the condition that the head may be whosever.
     """
     run_id = _name("run_id")
     head = EventHeadRow.__table__.c
@@ -569,9 +579,8 @@ def advance_head(
     if digest is not None:
         first["digest"] = digest(null(), clock(None), count)
         following["digest"] = digest(head.digest, now, head.last_seq + count)
-    no_run_or_owners = None if owners_run is None else or_(owners_run, ~there_is(RunRow, run_id))
-    statement = _insert(insert, EventHeadRow, first, no_run_or_owners)
-    where = None if owners_run is None else or_(head.owner == OWNER, owners_run)
+    statement = _insert(insert, EventHeadRow, first, no_run_of_anothers(run_id) if owned else None)
+    where = or_(head.owner == OWNER, *([] if whatever_head is None else [whatever_head])) if owned else None
     return statement.on_conflict_do_update(index_elements=["run_id"], set_=following, where=where)
 
 
