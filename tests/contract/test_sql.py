@@ -58,12 +58,12 @@ class TestFromConnection(RepositoryContract):
 
 
 class TestFromSession(RepositoryContract):
-    """Inside a host application's orm Session."""
+    """Inside a host application's orm Session, which gives its Connection as `TestFromConnection` does."""
 
     @pytest.fixture
-    def repository(self, kept: Kept, shared_url: str) -> Iterator[Repository]:
-        engine = kept.engine(shared_url)
-        kept.empty(shared_url, lambda: SQLRepository(engine))
+    def repository(self, kept: Kept, shared_postgres_url: str) -> Iterator[Repository]:
+        engine = kept.engine(shared_postgres_url)
+        kept.empty(shared_postgres_url, lambda: SQLRepository(engine))
         with Session(engine) as session:
             yield SQLRepository(session)
 

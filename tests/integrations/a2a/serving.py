@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 from itertools import count
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
-import httpx
 import uvicorn
 from a2a.helpers import new_task_from_user_message, new_text_message
 from a2a.server.agent_execution import AgentExecutor, RequestContext
@@ -22,53 +21,28 @@ from starlette.applications import Starlette
 from acp_store import open_repository
 from acp_store.integrations.a2a import RepositoryPushNotificationConfigStore, RepositoryTaskStore
 from tests.integrations.a2a.tasks import NamedUser
-from tests.nursery import Forked
-from tests.servers import free_port, wait_until
+from tests.integrations.serving import Served
+from tests.servers import free_port
 
 if TYPE_CHECKING:
     from a2a.auth.user import User
     from a2a.server.events import EventQueue
     from starlette.requests import Request
 
-__all__ = ["IMPORTED", "Served"]
+__all__ = ["CARD", "IMPORTED", "served"]
 
 IMPORTED: Final = (
     *("a2a.client", "a2a.server.request_handlers", "a2a.server.routes", "starlette.applications", "uvicorn"),
     *("acp_store.integrations.a2a", "acp_store.connect", "hypothesis.strategies"),
 )
 """What every process of these tests begins with: importing it takes seconds of CPU."""
+CARD: Final = "/.well-known/agent-card.json"
 
 
-class Served:
-    """A server that runs until the block ends or it is killed."""
-
-    def __init__(self, url: str) -> None:
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        self._process = Forked(__name__, [__name__, str(port), url], piped=False, imported=IMPORTED)
-
-    def __enter__(self) -> Self:
-        try:
-            wait_until(self._answers, timeout=60, message="the server answers")
-        except BaseException:
-            self.kill()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-
-    def kill(self) -> None:
-        """End it as the kernel would."""
-        self._process.kill()
-        self._process.wait()
-
-    def _answers(self) -> bool:
-        assert self._process.poll() is None, "the server has ended"
-        try:
-            return httpx.get(f"{self.url}/.well-known/agent-card.json").is_success
-        except httpx.TransportError:
-            return False
+def served(url: str) -> Served:
+    """Return a server on a store, to be used as a context manager."""
+    port = free_port()
+    return Served(__name__, [str(port), url], port, CARD, IMPORTED)
 
 
 class Agent(AgentExecutor):

@@ -16,18 +16,19 @@ from a2a.types import a2a_pb2 as pb
 from a2a.utils.errors import A2AError, InvalidParamsError
 
 from acp_store import Repository, open_repository
-from tests.integrations.a2a.serving import Served
+from tests.integrations.a2a.serving import served
+from tests.integrations.serving import Served
 
 DONE = pb.TASK_STATE_COMPLETED
 T = TypeVar("T")
 
 
 @asynccontextmanager
-async def client_of(served: Served, user: str = "", *, streaming: bool = True) -> AsyncIterator[Client]:
+async def client_of(server: Served, user: str = "", *, streaming: bool = True) -> AsyncIterator[Client]:
     """The SDK's client, as some user."""
     http = httpx.AsyncClient(headers={"x-user": user}, timeout=30)
     config = ClientConfig(httpx_client=http, streaming=streaming)
-    async with http, await create_client(served.url, config) as client:
+    async with http, await create_client(server.url, config) as client:
         yield client
 
 
@@ -55,7 +56,7 @@ class Pair:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.one, self.two = Served(url), Served(url)
+        self.one, self.two = served(url), served(url)
 
     def run(self, work: Callable[[Client, Client], Awaitable[T]], *, streaming: bool = False, user: str = "ada") -> T:
         """Do some work with a client of each server."""
@@ -63,8 +64,8 @@ class Pair:
         async def both() -> T:
             async with AsyncExitStack() as stack:
                 one, two = [
-                    await stack.enter_async_context(client_of(served, user, streaming=streaming))
-                    for served in (self.one, self.two)
+                    await stack.enter_async_context(client_of(server, user, streaming=streaming))
+                    for server in (self.one, self.two)
                 ]
                 return await work(one, two)
 
@@ -317,7 +318,7 @@ def test_a_context_id_that_cannot_be_stored(pair: Pair, context_id: str) -> None
 
 def test_killed_in_mid_task(file_url: str) -> None:
     """What was streamed is there, and the task is cancelled through another server."""
-    with Served(file_url) as killed:
+    with served(file_url) as killed:
 
         async def before() -> str:
             async with client_of(killed, "ada") as client:
@@ -331,10 +332,10 @@ def test_killed_in_mid_task(file_url: str) -> None:
                 return task.id
 
         task_id = asyncio.run(asyncio.wait_for(before(), 60))
-    with Served(file_url) as served:
+    with served(file_url) as server:
 
         async def after() -> None:
-            async with client_of(served, "ada") as client:
+            async with client_of(server, "ada") as client:
                 task = await client.get_task(pb.GetTaskRequest(id=task_id))
                 assert task.status.state == pb.TASK_STATE_WORKING
                 assert get_artifact_text(task.artifacts[0], "") == "one two three "

@@ -5,61 +5,28 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final
 
-import httpx
 from acp_sdk.models import Artifact, Error, ErrorCode, Message, MessageAwaitRequest, MessagePart
 from acp_sdk.server import Context, Server
 
 from acp_store import open_repository
 from acp_store.integrations.acp_sdk import RepositoryStore
-from tests.nursery import Forked
-from tests.servers import free_port, wait_until
+from tests.integrations.places import Place
+from tests.integrations.serving import Served
+from tests.servers import free_port
 
-__all__ = ["IMPORTED", "Place", "Served"]
+__all__ = ["IMPORTED", "served"]
 
 IMPORTED: Final = ("acp_sdk.client", "acp_sdk.server", "acp_store.integrations.acp_sdk", "acp_store.connect", "redis")
 """What every process of these tests begins with: importing it takes seconds of CPU."""
 
 
-class Place(NamedTuple):
-    """Where a store keeps its data."""
-
-    url: str
-    cache: str | None
-
-
-class Served:
-    """A server that runs until the block ends or it is killed."""
-
-    def __init__(self, place: Place) -> None:
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        given = [place.url, *([place.cache] if place.cache else [])]
-        self._process = Forked(__name__, [__name__, str(port), *given], piped=False, imported=IMPORTED)
-
-    def __enter__(self) -> Self:
-        try:
-            wait_until(self._answers, timeout=60, message="the server answers")
-        except BaseException:
-            self.kill()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-
-    def kill(self) -> None:
-        """End it as the kernel would."""
-        self._process.kill()
-        self._process.wait()
-
-    def _answers(self) -> bool:
-        assert self._process.poll() is None, "the server has ended"
-        try:
-            return httpx.get(f"{self.url}/ping").is_success
-        except httpx.TransportError:
-            return False
+def served(place: Place) -> Served:
+    """Return a server on a store, to be used as a context manager."""
+    port = free_port()
+    given = [place.url, *([place.cache] if place.cache else [])]
+    return Served(__name__, [str(port), *given], port, "/ping", IMPORTED)
 
 
 def _serve(port: int, url: str, cache: str | None = None) -> None:

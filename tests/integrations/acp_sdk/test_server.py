@@ -26,7 +26,9 @@ from acp_sdk.models import (
 
 from acp_store import Repository, open_repository
 from acp_store.migrate import upgrade
-from tests.integrations.acp_sdk.serving import Place, Served
+from tests.integrations.acp_sdk.serving import served
+from tests.integrations.places import Place
+from tests.integrations.serving import Served
 from tests.servers import Postgres
 
 ANSWER = MessageAwaitResume(message=Message(parts=[MessagePart(content="yes")]))
@@ -37,11 +39,11 @@ class Pair:
 
     def __init__(self, place: Place) -> None:
         self.place = place
-        self.one = Served(place)
-        self.two = Served(place)
+        self.one = served(place)
+        self.two = served(place)
 
-    def client(self, served: Served) -> Client:
-        return Client(base_url=served.url, timeout=30)
+    def client(self, server: Served) -> Client:
+        return Client(base_url=server.url, timeout=30)
 
     def run(self, work: Callable[[Client, Client], Awaitable[Any]]) -> Any:
         """Do some work with a client of each server."""
@@ -215,7 +217,7 @@ def test_sessions_over_two_servers(pair: Pair) -> None:
 
 def test_a_killed_server(place: Place) -> None:
     """What a client was sent before the server was killed in mid-run is in the store, and another server tells it."""
-    with Served(place) as one, Served(place) as two:
+    with served(place) as one, served(place) as two:
 
         async def work() -> tuple[list[Any], Run]:
             seen: list[Any] = []
@@ -240,10 +242,10 @@ def test_a_killed_server(place: Place) -> None:
 def test_a_database_that_restarts(own_postgres: Postgres) -> None:
     """A run that awaits goes on, and new ones are taken, when the database is back; meanwhile clients get errors."""
     upgrade(own_postgres.url)
-    with Served(Place(own_postgres.url, None)) as served:
+    with served(Place(own_postgres.url, None)) as server:
 
         async def work() -> None:
-            async with Client(base_url=served.url, timeout=30) as client:
+            async with Client(base_url=server.url, timeout=30) as client:
                 for stop in (own_postgres.stop, own_postgres.kill):
                     asked = await client.run_sync("Go", agent="asker")
                     assert asked.status == RunStatus.AWAITING

@@ -35,7 +35,7 @@ from pydantic import BaseModel, ConfigDict
 from acp_store import AsyncRepository, Capability, ConflictError, Event, Repository, UnsupportedError, open_repository
 from acp_store.decorators.decorator import Decorator
 from acp_store.integrations.acp_sdk import RepositoryStore
-from tests.integrations.acp_sdk.serving import Place
+from tests.integrations.places import Place
 from tests.servers import connect
 
 RESUME = MessageAwaitResume(message=Message(parts=[MessagePart(content="yes")]))

@@ -11,8 +11,9 @@ from agents.run_internal.session_persistence import rewind_session_items
 
 from acp_store import AsyncRepository
 from acp_store.integrations.openai_agents import RepositorySession
-from tests.integrations.openai_agents.conftest import Place
+from tests.integrations.openai_agents.doing import do
 from tests.integrations.openai_agents.local import Local
+from tests.integrations.places import Place
 
 QUIET = RunConfig(tracing_disabled=True)
 
@@ -51,7 +52,7 @@ def test_the_second_turn_sees_the_first(place: Place, streamed: bool) -> None:
         assert model.inputs[2] == [*first, {"content": "two", "role": "user"}]
         assert len(await session().get_items()) == 8
 
-    place.do(work)
+    do(place, work)
 
 
 def test_a_limit_of_the_session(shared_place: Place) -> None:
@@ -68,7 +69,7 @@ def test_a_limit_of_the_session(shared_place: Place) -> None:
         assert result.final_output == "I was told: two, three, four"
         await short.clear_session()
 
-    shared_place.do(work)
+    do(shared_place, work)
 
 
 def test_the_runner_takes_back(shared_place: Place) -> None:
@@ -84,4 +85,4 @@ def test_the_runner_takes_back(shared_place: Place) -> None:
         assert await mine.get_items() == before
         await mine.clear_session()
 
-    shared_place.do(work)
+    do(shared_place, work)

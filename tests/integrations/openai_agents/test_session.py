@@ -35,7 +35,8 @@ from acp_store import (
 from acp_store.decorators.decorator import Decorator
 from acp_store.integrations.openai_agents import RepositorySession
 from acp_store.repository import SessionLike
-from tests.integrations.openai_agents.conftest import Place
+from tests.integrations.openai_agents.doing import do
+from tests.integrations.places import Place
 
 LOG = "openai-agents:session-1"
 PATIENCE = 30
@@ -208,7 +209,7 @@ def test_adding_nothing_makes_no_session(place: Place) -> None:
         assert await repository.get_session("session-1") is None
         assert await repository.get_events(LOG) == []
 
-    place.do(work)
+    do(place, work)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +223,7 @@ def test_what_is_no_json_is_refused(shared_place: Place, bad: Any) -> None:
             await session("refused").add_items([USER, bad])
         assert await repository.get_session("refused") is None
 
-    shared_place.do(work)
+    do(shared_place, work)
 
 
 def test_ids(shared_place: Place) -> None:
@@ -237,7 +238,7 @@ def test_ids(shared_place: Place) -> None:
             with pytest.raises(PayloadError):
                 session(bad)
 
-    shared_place.do(work)
+    do(shared_place, work)
 
 
 def test_a_pop_leaves_the_rest(place: Place) -> None:
@@ -260,7 +261,7 @@ def test_a_pop_leaves_the_rest(place: Place) -> None:
             "item": SEARCH,
         }
 
-    place.do(work)
+    do(place, work)
 
 
 def test_clearing_leaves_the_log(place: Place) -> None:
@@ -276,7 +277,7 @@ def test_clearing_leaves_the_log(place: Place) -> None:
             assert popped(log(repository.inner)) == [ANSWER] * (number + 1)
         await session().clear_session()
 
-    place.do(work)
+    do(place, work)
 
 
 def test_what_others_wrote(place: Place) -> None:
@@ -295,7 +296,7 @@ def test_what_others_wrote(place: Place) -> None:
         [event] = log(repository.inner)
         assert event["message"] == message.model_dump(mode="json")
 
-    place.do(work)
+    do(place, work)
 
 
 def test_a_pop_of_what_is_anothers(file_url: str) -> None:
@@ -382,7 +383,7 @@ def test_poppers_and_an_adder(place: Place) -> None:
                 await session().add_items(numbers[number : number + 2])
 
         try:
-            place.do(work)
+            do(place, work)
         finally:
             added.set()
 
@@ -397,7 +398,7 @@ def test_poppers_and_an_adder(place: Place) -> None:
                 found.extend([item] if item else [])
                 over = over and item is None
 
-        place.do(work)
+        do(place, work)
         return found
 
     with ThreadPoolExecutor(3) as pool:
@@ -411,7 +412,7 @@ def test_poppers_and_an_adder(place: Place) -> None:
         assert Counter(map(text_of, [*taken, *left])) == Counter(map(text_of, numbers))
         assert Counter(map(text_of, popped(log(repository.inner)))) == Counter(map(text_of, taken))
 
-    place.do(check)
+    do(place, check)
 
 
 def test_a_pop_beside_a_new_beginning(file_url: str) -> None:
@@ -475,7 +476,7 @@ def test_a_cancelled_pop_is_whole(place: Place) -> None:
         assert left == numbers[: len(left)]
         assert popped(log(repository.inner)) == numbers[len(left) :][::-1]
 
-    place.do(work)
+    do(place, work)
 
 
 def test_what_auditors_see(file_url: str) -> None:
