@@ -330,7 +330,7 @@ def test_a_closed_repository_warns_of_nothing(url: str) -> None:
     assert _run_script(url, "close") == ""
 
 
-@pytest.mark.parametrize("ending", ["leave", "drop"])
+@pytest.mark.parametrize(("file_url", "ending"), [("sqlite", "drop"), ("postgresql", "leave")], indirect=["file_url"])
 def test_an_unclosed_repository_warns_of_connections_only(file_url: str, ending: str) -> None:
     """A process that never closes its repository ends, and all it may hear is the driver's ResourceWarning."""
     said = _run_script(file_url, ending)

@@ -8,7 +8,7 @@ import pytest
 
 from acp_store.backends.redis import RedisRepository
 from acp_store.testing import RepositoryContract
-from tests.contract.flavours import ONE, OTHER
+from tests.contract.flavours import ONE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,23 +26,13 @@ class TestOnOneServer(RepositoryContract):
         return kept.empty("one", lambda: RedisRepository(kept.redis_url("one", ONE)))
 
 
-class TestForEver(RepositoryContract):
-    """Without an expiry, below a prefix that is a pattern."""
-
-    @pytest.fixture
-    def repository(self, kept: Kept) -> Repository:
-        return kept.empty(
-            "other", lambda: RedisRepository(kept.redis_url("other", OTHER), ttl=None, prefix="a[b]*?\\:")
-        )
-
-
 class TestOnACluster(RepositoryContract):
-    """A cluster of three masters, found out from the URL of one node."""
+    """A cluster of three masters, found out from the URL of one node; no expiry, and a prefix that is a pattern."""
 
     @pytest.fixture
     def repository(self, kept: Kept, redis_cluster: RedisCluster) -> Iterator[Repository]:
         def opened() -> Repository:
-            return RedisRepository(redis_cluster.url)
+            return RedisRepository(redis_cluster.url, ttl=None, prefix="a[b]*?\\:")
 
         yield kept.empty("cluster", opened)
         kept.empty("cluster", opened)
