@@ -35,8 +35,14 @@ _REMOVALS: Final = ("remove_column", "remove_index", "remove_table")
 _STATES: Final = {"add": "is missing", "remove": "is not ours or of another version"}
 
 
-def drift(connection: Connection, schema: str | None) -> list[Finding]:
-    """Return a problem for all in the tables that differs from the models, and for what is missing beside them."""
+def drift(connection: Connection, schema: str | None, whole_sql: Callable[[], str]) -> list[Finding]:
+    """Return a problem for all in the tables that differs from the models, and for what is missing beside them.
+
+    Args:
+        connection: Where to look.
+        schema: The schema that the tables are in.
+        whole_sql: Returns the SQL that makes all of it from nothing; asked for where a view or a function is missing.
+    """
     context = MigrationContext.configure(
         connection,
         opts={
@@ -52,16 +58,14 @@ def drift(connection: Connection, schema: str | None) -> list[Finding]:
     views = inspect(connection).get_view_names(schema)
     lost = [("views", "view", name) for name in VIEWS if name not in views]
     lost += [("functions", "function", name) for name in dialect.missing_functions(connection, schema)]
-    return [*(_finding(context, operation, dialect) for operation in operations), *_beside(connection, schema, lost)]
+    return [*(_finding(context, operation, dialect) for operation in operations), *_beside(lost, whole_sql)]
 
 
-def _beside(connection: Connection, schema: str | None, lost: list[tuple[str, str, str]]) -> list[Finding]:
+def _beside(lost: list[tuple[str, str, str]], whole_sql: Callable[[], str]) -> list[Finding]:
     """Return findings for views and functions, in the order in which the SQL that makes them has to run."""
     if not lost:
         return []
-    from acp_store.backends.sql.migrate import sql  # noqa: PLC0415  # which imports this
-
-    script = sql(connection.engine.url, schema=schema)
+    script = whole_sql()
     found = []
     for check, noun, name in lost:
         start = (

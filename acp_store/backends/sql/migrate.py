@@ -83,7 +83,7 @@ def check(bind: Bind, *, schema: str | None = None) -> list[str]:
         found = current_revision(connection, schema)
         if found != REVISION:
             return [str(schema_error(found))]
-        return [finding.detail for finding in drift(connection, schema)]
+        return [finding.detail for finding in _drift(connection, schema)]
 
 
 def diagnose(url: str | URL, *, schema: str | None = None) -> list[Finding]:
@@ -138,6 +138,10 @@ def include_object(
     return not (reflected and type_ == "table" and name in our_tables())
 
 
+def _drift(connection: Connection, schema: str | None) -> list[Finding]:
+    return drift(connection, schema, lambda: sql(connection.engine.url, schema=schema))
+
+
 def _diagnose_tables(connection: Connection, schema: str | None) -> list[Finding]:
     try:
         found = current_revision(connection, schema)
@@ -148,7 +152,7 @@ def _diagnose_tables(connection: Connection, schema: str | None) -> list[Finding
         newer = found is not None and found > REVISION
         fix = "pip install --upgrade acp-store" if newer else "acp-store db upgrade"
         return [Finding("revision", f"{found or 'no tables'}; {REVISION} is needed", fix)]
-    tables = drift(connection, schema) or [Finding("tables", "as the models describe them")]
+    tables = _drift(connection, schema) or [Finding("tables", "as the models describe them")]
     return [Finding("revision", f"{found}, which is head"), *tables]
 
 
