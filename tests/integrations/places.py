@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from sqlalchemy import create_engine, text
 
 from acp_store import Repository, open_repository
 from tests.servers import empty_redis_database
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-__all__ = ["KINDS", "Place", "place_of"]
+__all__ = ["KINDS", "Place", "place_of", "query"]
 
 KINDS: Final = ["sqlite", "postgresql", "redis", "cached"]
 
@@ -36,3 +38,13 @@ def place_of(request: pytest.FixtureRequest, postgres: str, sqlite: str) -> Iter
         return
     with empty_redis_database(request.getfixturevalue("redis")) as url:
         yield Place(url, None) if request.param == "redis" else Place(request.getfixturevalue(postgres), url)
+
+
+def query(url: str, statement: str) -> list[tuple[Any, ...]]:
+    """Return what an auditor's SQL finds."""
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    try:
+        with engine.connect() as db:
+            return [tuple(row) for row in db.execute(text(statement))]
+    finally:
+        engine.dispose()

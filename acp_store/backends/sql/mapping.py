@@ -185,8 +185,7 @@ def _document(what: str, value: Any) -> str | None:
 def _wire_fields(record: Run | Session) -> str | None:
     """Return the names of the fields to write, in order; None where they are the usual ones."""
     given = {*record.model_fields_set, *record.filled_lists()}
-    beyond = [name for name in record.BEYOND_THE_WIRE if record.__dict__[name] is not None]
-    beyond = [name for name in beyond if name != _LATER]
+    beyond = [name for name in record.BEYOND_THE_WIRE if name != _LATER and record.__dict__[name] is not None]
     names = [name for name in record.__dict__ if (name in given and name in record.WIRE_FIELDS) or name in beyond]
     return None if names == [*record.WIRE_FIELDS, *beyond] else ",".join(names)
 

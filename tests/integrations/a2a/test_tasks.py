@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -14,13 +13,13 @@ from a2a.types import a2a_pb2 as pb
 from a2a.utils.errors import InvalidParamsError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import create_engine, text
 
 from acp_store import AsyncRepository, ConflictError, PayloadError, Repository, UnsupportedError, open_repository
 from acp_store.integrations.a2a import RepositoryPushNotificationConfigStore, RepositoryTaskStore
 from acp_store.repository import Capability
 from tests.contract.dict_backend import DictRepository
 from tests.integrations.a2a.tasks import OVER, called_by, copied, mutated, said, status, tasks
+from tests.integrations.places import query
 from tests.servers import Redis, empty_redis_database
 
 WORKING, DONE = pb.TASK_STATE_WORKING, pb.TASK_STATE_COMPLETED
@@ -545,15 +544,6 @@ def test_what_auditors_see(file_url: str) -> None:
         ]
         assert repository.for_owner("ada").get_session("talk")
         assert repository.for_owner("ada").get_session("bobs") is None
-
-
-def query(url: str, statement: str) -> list[tuple[Any, ...]]:
-    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
-    try:
-        with engine.connect() as db:
-            return [tuple(row) for row in db.execute(text(statement))]
-    finally:
-        engine.dispose()
 
 
 def test_a_reader_makes_no_old_copy_new(repository: Repository) -> None:

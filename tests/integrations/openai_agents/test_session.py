@@ -17,7 +17,6 @@ import pytest
 from agents import SessionSettings, SQLiteSession
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import create_engine, text
 
 from acp_store import (
     AsyncRepository,
@@ -36,7 +35,7 @@ from acp_store.decorators.decorator import Decorator
 from acp_store.integrations.openai_agents import RepositorySession
 from acp_store.repository import SessionLike
 from tests.integrations.openai_agents.doing import do
-from tests.integrations.places import Place
+from tests.integrations.places import Place, query
 
 LOG = "openai-agents:session-1"
 PATIENCE = 30
@@ -538,12 +537,3 @@ def test_without_versions(sqlite_url: str) -> None:
 
     with open_repository(sqlite_url) as repository, pytest.raises(UnsupportedError, match=r"Capability\.VERSIONS"):
         RepositorySession("session-1", Unversioned(repository))
-
-
-def query(url: str, statement: str) -> list[tuple[Any, ...]]:
-    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
-    try:
-        with engine.connect() as db:
-            return [tuple(row) for row in db.execute(text(statement))]
-    finally:
-        engine.dispose()
