@@ -6,11 +6,14 @@ import argparse
 import json
 import os
 import platform
+import re
 import sqlite3
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,8 @@ from benchmarks import plots, processes
 from benchmarks.harness import Result, measure, table
 from benchmarks.places import ASYNC, POSTGRESQL, PROCESS, SQLITE, Place, postgresql, postgresql_async, sqlite
 from benchmarks.servers import DurablePostgres
-from benchmarks.workloads import WORKLOADS, SkippedError
+from benchmarks.workloads import WORKLOADS, SkippedError, Workload
+from tests.servers import find_postgres
 
 
 def main() -> None:
@@ -38,31 +42,34 @@ def main() -> None:
 
     results: dict[str, list[Result]] = {}
     for place, open_place in _places().items():
-        chosen = [each for each in WORKLOADS if place in each.budgets and is_wanted(place, each.name)]
-        if not chosen:
-            continue
-        with open_place() as opened:
-            for workload in chosen:
-                print(f"{place}: {workload.name}", file=sys.stderr, flush=True)
-                try:
-                    with workload.prepare(opened) as sides:
-                        budgets = workload.budgets[place]
-                        result = measure(workload.name, sides, budgets, rounds=options.rounds, seconds=options.seconds)
-                except SkippedError as reason:
-                    print(f"  skipped: {reason}", file=sys.stderr, flush=True)
-                    continue
-                results.setdefault(place, []).append(result)
-                print(table([result]), file=sys.stderr, flush=True)
-    found = list(processes.measured(lambda name: is_wanted(PROCESS, name), options.rounds))
-    if found:
-        results[PROCESS] = found
+        if wanted_here := [each for each in WORKLOADS if place in each.budgets and is_wanted(place, each.name)]:
+            with open_place() as opened:
+                results[place] = list(_measured(opened, wanted_here, options))
+    if of_processes := list(processes.measured(partial(is_wanted, PROCESS), options.rounds)):
+        results[PROCESS] = of_processes
+    about = _about(options)
+    print(", ".join(f"{name} {value}" for name, value in about.items()))
     for place, of_place in results.items():
         print(f"\n### {place}\n\n{table(of_place)}")
     if options.json:
-        report = {"about": _about(options), "places": {p: [each.as_json() for each in r] for p, r in results.items()}}
+        report = {"about": about, "places": {p: [each.as_json() for each in r] for p, r in results.items()}}
         options.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     if options.plots:
         plots.write(options.plots, results)
+
+
+def _measured(place: Place, workloads: Sequence[Workload], options: argparse.Namespace) -> Iterator[Result]:
+    for workload in workloads:
+        print(f"{place.name}: {workload.name}", file=sys.stderr, flush=True)
+        budgets = workload.budgets[place.name]
+        try:
+            with workload.prepare(place) as sides:
+                result = measure(workload.name, sides, budgets, rounds=options.rounds, seconds=options.seconds)
+        except SkippedError as reason:
+            print(f"  skipped: {reason}", file=sys.stderr, flush=True)
+            continue
+        print(table([result]), file=sys.stderr, flush=True)
+        yield result
 
 
 def _places() -> dict[str, Callable[[], AbstractContextManager[Place]]]:
@@ -83,12 +90,15 @@ def _on_server(
 
 
 def _about(options: argparse.Namespace) -> dict[str, Any]:
+    processors = re.findall("model name.*: (.*)", Path("/proc/cpuinfo").read_text()) or [platform.machine()]
+    postgres = subprocess.run([find_postgres() / "postgres", "--version"], check=True, capture_output=True, text=True)
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
+        "machine": f"{os.cpu_count()} x {processors[0]}, {platform.system()} {platform.release()}",
         "python": platform.python_version(),
+        "postgresql": postgres.stdout.split()[-1],
         "sqlite": sqlite3.sqlite_version,
-        "packages": {name: version(name) for name in ("acp-store", "psycopg", "pydantic", "redis", "sqlalchemy")},
+        **{name: version(name) for name in ("acp-store", "psycopg", "pydantic", "redis", "sqlalchemy")},
         "rounds": options.rounds,
         "seconds": options.seconds,
     }

@@ -389,7 +389,8 @@ def _cached(place: Place) -> Iterator[Sides]:
         client_of_loop = redis.asyncio.Redis.from_url(server.url)
 
         async def get_and_validate() -> object:
-            return raw.RUN.validate_json(await client_of_loop.get("raw"))
+            text: Any = await client_of_loop.get("raw")
+            return raw.RUN.validate_json(text)
 
         yield {
             "ours": place.side(partial(AsyncRepository(cached).get_run, "cached")),
