@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import multiprocessing
+import os
 import statistics
 import threading
 import time
@@ -258,6 +259,7 @@ def measure(
 ) -> Result:
     """Measure the sides in turns, after a first round that warms up."""
     result = Result(name, budgets, unit)
+    os.sync()  # else what was written to prepare is flushed meanwhile, and every commit waits for that
     names = list(sides)
     slow = {side for side in names if _takes(sides[side], seconds / 4) > 2 * seconds and side.startswith(ORM)}
     for round_ in range(rounds):
