@@ -1,5 +1,6 @@
 # make demo   a first look: SQLite, real traffic, one audit query
 # make test   the whole suite, real servers included; nothing needs to be installed by hand
+# make bench  what it costs beside the driver, in half an hour (benchmarks/README.md)
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -9,7 +10,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --no-header pyproject.toml
 # Processes of the tests start twice as fast where compiled modules are kept.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-acp-sdk lint lock clean
+.PHONY: demo test test-acp-sdk bench lint lock clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +35,13 @@ test: $(VENV)/.installed
 
 test-acp-sdk: $(SDK)/.installed
 	$(SDK)/bin/python -m pytest tests/integrations/acp_sdk
+
+$(VENV)/.bench: benchmarks/requirements.txt $(VENV)/.installed
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --requirement $<
+	touch $@
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check

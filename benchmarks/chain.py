@@ -19,19 +19,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from acp_store import SQLRepository, migrate
-from tests.servers import Postgres
+from benchmarks.servers import DurablePostgres
 
 EVENT: dict[str, Any] = {
     "type": "message.part",
     "part": {"content_type": "text/plain", "content": "x" * 150, "content_encoding": "plain", "name": None},
 }
-
-
-class DurablePostgres(Postgres):
-    """With the settings of a server that keeps its data."""
-
-    def command(self) -> list[str]:
-        return [*super().command(), "-c", "fsync=on", "-c", "full_page_writes=on"]
 
 
 def append(repository: SQLRepository, run_id: str, seconds: float, counts: list[int]) -> None:

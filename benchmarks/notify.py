@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import psycopg
 
 from acp_store import open_repository
-from tests.servers import Postgres
+from benchmarks.servers import DurablePostgres
 
 WRITERS = 16
 SECONDS = 0.5
@@ -37,14 +37,6 @@ RAW_NOTIFYING = (
     "added AS (INSERT INTO raw_events (run_id, payload) VALUES (%(run)s, %(payload)s) RETURNING seq) "
     "SELECT seq FROM added, sent"
 )
-
-
-class DurablePostgres(Postgres):
-    """With the settings of a server that keeps its data."""
-
-    def command(self) -> list[str]:
-        durable = ["-c", "fsync=on", "-c", "full_page_writes=on"]
-        return [*super().command(), *durable]
 
 
 def appender(url: str, kind: str) -> Callable[[str], object]:
