@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 from uuid import UUID
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
@@ -17,6 +18,7 @@ __all__ = [
     "Record",
     "Time",
     "as_record",
+    "assigned",
     "has_declared_order",
     "is_none",
     "restore_order",
@@ -33,10 +35,13 @@ def utc_now() -> datetime:
 def _time_to_json(value: datetime) -> str:
     if value.tzinfo is None:
         raise ValueError(f"naive time {value.isoformat()}: give it a time zone, as in datetime.now(timezone.utc)")
+    text = value.isoformat()
+    if text.endswith("+00:00"):
+        return f"{text[:-6]}Z"
     offset = value.utcoffset()
     if offset and offset % timedelta(minutes=1):  # RFC 3339 knows no seconds in an offset
-        value = value.astimezone(UTC)
-    return value.isoformat().replace("+00:00", "Z")
+        return _time_to_json(value.astimezone(UTC))
+    return text
 
 
 def _id_to_str(value: object) -> object:
@@ -62,6 +67,8 @@ class Record(BaseModel):
     # Lists that may be filled in place while unset.
     _lists: ClassVar[tuple[str, ...]] = ()
     declared_order: ClassVar[tuple[str, ...]] = ()
+    # Fields in which there may be other records.
+    _nesting: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, /, **data: Any) -> None:
         super().__init__(**data)
@@ -74,6 +81,7 @@ class Record(BaseModel):
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         cls.declared_order = tuple(cls.model_fields)
+        cls._nesting = tuple(name for name, field in cls.model_fields.items() if _may_nest(field.annotation))
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> Self:
@@ -104,6 +112,16 @@ class Record(BaseModel):
         return [name for name in self._lists if self.__dict__[name]]
 
 
+def _may_nest(annotation: Any) -> bool:
+    """Whether there may be a record in a value of this type."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _may_nest(arguments[0])
+    if origin in {Union, UnionType}:
+        return any(map(_may_nest, arguments))
+    return origin is not Literal and annotation not in {str, int, datetime, NoneType}
+
+
 def restore_order(value: object, source: object) -> None:
     """Put the fields of `value`, and of the records inside it, into the order of `source`'s keys.
 
@@ -129,17 +147,37 @@ def restore_order(value: object, source: object) -> None:
 
 def has_declared_order(value: object) -> bool:
     """Whether parsing the JSON of `value` again would give its fields in the order they have now."""
-    if isinstance(value, list):
-        return all(has_declared_order(item) for item in value if isinstance(item, Record))
     if isinstance(value, Record):
         fields = value.__dict__
-        return tuple(fields) == value.declared_order and all(
-            has_declared_order(item) for item in fields.values() if isinstance(item, (Record, list))
-        )
+        if tuple(fields) != value.declared_order:
+            return False
+        for name in value._nesting:  # noqa: SLF001
+            nested = fields[name]
+            if nested is not None and not has_declared_order(nested):
+                return False
+    elif isinstance(value, list):
+        for item in value:
+            if isinstance(item, Record) and not has_declared_order(item):
+                return False
     return True
 
 
 R = TypeVar("R", bound=Record)
+
+
+def assigned(record: R, **values: Any) -> R:
+    """Return a shallow copy of a record with what a store assigns: `Record.model_copy` at half its cost."""
+    if record.__pydantic_private__ is not None:
+        copy = record.model_copy()
+        copy.__dict__.update(values)
+        return copy
+    copy = object.__new__(type(record))
+    put = object.__setattr__
+    put(copy, "__dict__", record.__dict__ | values)
+    put(copy, "__pydantic_extra__", (record.__pydantic_extra__ or {}).copy())
+    put(copy, "__pydantic_fields_set__", record.__pydantic_fields_set__.copy())
+    put(copy, "__pydantic_private__", None)
+    return copy
 
 
 def as_record(kind: type[R], value: object) -> R:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from acp_store.records.base import Record, is_none, restore_order, validated
+from acp_store.records.base import Record, assigned, is_none, restore_order, validated
 from acp_store.records.message import Message, MessagePart
 from acp_store.records.run import Error, Run
 
@@ -44,9 +44,7 @@ class Event(Record):
 
     def stamped(self, seq: int, recorded_at: datetime) -> Self:
         """Return this event as stored: a shallow copy with `seq` and `recorded_at`."""
-        copy = self.model_copy()
-        copy.__dict__.update(seq=seq, recorded_at=recorded_at)
-        return copy
+        return assigned(self, seq=seq, recorded_at=recorded_at)
 
 
 class MessageCreatedEvent(Event):

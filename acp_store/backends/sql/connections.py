@@ -1,7 +1,7 @@
 """Where a statement meets a driver: borrowing connections, units of work, and what an error means.
 
-The hot path is `PoolBind.write`: one statement, on the pooled driver's own cursor, in autocommit, in
-one round trip. SQLAlchemy's execution events do not see it; its pool does the pooling.
+The hot path is `PoolBind.write`: one statement, on the driver's own cursor, in autocommit, in one round
+trip. SQLAlchemy's execution events do not see it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from weakref import WeakSet, finalize
 import sqlalchemy.exc
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import PoolProxiedConnection
+from sqlalchemy.pool import StaticPool
 
 from acp_store.backends.sql.dialect import Bind, EngineOptions, SQLDialect
+from acp_store.backends.sql.pool import Borrowed, EnginePool, OwnPool, Pool
 from acp_store.backends.sql.prepared import Prepared, Preparer, Row, Values
-from acp_store.errors import AcpStoreError, BackendUnavailableError, ClosedError, ConfigurationError
+from acp_store.errors import AcpStoreError, ClosedError, ConfigurationError
 from acp_store.forks import tell_of_forks
 from acp_store.watching import Subscription
 
@@ -27,7 +28,7 @@ __all__ = ["HostBind", "PoolBind"]
 
 
 class PoolBind:
-    """Runs statements on connections of an engine's pool; each call is committed when it returns."""
+    """Runs statements on connections of an engine; each call is committed when it returns."""
 
     def __init__(
         self, engine: Engine, dialect: SQLDialect, schema: str | None, options: EngineOptions | None, *, notify: bool
@@ -35,20 +36,28 @@ class PoolBind:
         self._engine = engine
         self._dialect = dialect
         self._owned = options is not None
+        # A database in memory is its only connection, which SQLAlchemy keeps.
+        self.pool: Pool = (
+            EnginePool(engine, dialect)
+            if options is None or isinstance(engine.pool, StaticPool)
+            else OwnPool(engine, dialect, options)
+        )
         self._closed = False
         self._lock = Lock()
         self._subscriptions: WeakSet[Subscription] = WeakSet()
         self._notifier, give_back = dialect.take_notifier(engine, options, notify=notify)
         self._give_back = finalize(self, give_back, wait=False)
+        self._reading, self.writing = dialect.reading(engine), dialect.writing(engine)
         self.prepare = Preparer(engine.dialect, schema)
         tell_of_forks(self)
 
     def close(self) -> None:
-        """Refuse calls from now on, end those who wait for an event, and close our own pool's connections."""
+        """Refuse calls from now on, end those who wait for an event, and close our own connections."""
         self._closed = True
         with self._lock:
             subscriptions = list(self._subscriptions)
             if self._owned:
+                self.pool.close()
                 self._engine.dispose()
         for subscription in subscriptions:
             subscription.wake()
@@ -57,13 +66,14 @@ class PoolBind:
             give_back()
 
     def before_fork(self) -> None:
-        if self._owned:
-            self._dialect.before_fork(self._engine)
+        self.pool.before_fork()
 
     def after_fork(self) -> None:
         self._lock = Lock()
+        self.pool.after_fork()
         if self._owned:
             self._dialect.after_fork(self._engine)
+        self._reading, self.writing = self._dialect.reading(self._engine), self._dialect.writing(self._engine)
 
     def notify(self, run_id: str) -> None:
         self._notifier.notify(run_id)
@@ -75,110 +85,86 @@ class PoolBind:
         return subscription
 
     def read(self, statement: Prepared, values: Values) -> list[Row]:
-        with self._dialect.reading(self._engine):
+        with self._reading:
             return self._run(statement, values, writing=False)
 
     def write(self, statement: Prepared, values: Values) -> list[Row]:
-        with self._dialect.writing(self._engine):
+        with self.writing:
             return self._run(statement, values, writing=True)
 
     def write_many(self, statement: Prepared, values: Sequence[Values]) -> None:
         with self.unit() as unit:
             unit.write_many(statement, values)
 
-    @contextmanager
-    def unit(self) -> Iterator[Bind]:
-        with self._dialect.writing(self._engine), self._transaction(self._dialect.begin, writes=True) as unit:
-            yield unit
-        for run_id in unit.changed:
-            self.notify(run_id)
+    def unit(self) -> AbstractContextManager[Bind]:
+        return _Unit(self, self._dialect)
 
     @contextmanager
     def snapshot(self) -> Iterator[Bind]:
-        with self._dialect.reading(self._engine), self._transaction(self._dialect.begin_snapshot, writes=False) as unit:
-            yield unit
-
-    @contextmanager
-    def _transaction(self, begin: str, *, writes: bool) -> Iterator[_UnitBind]:
-        dialect = self._dialect
-        connection = self._check_out()
-        try:
-            cursor = dialect.borrow(connection)
-            unit = _UnitBind(self.prepare, cursor, dialect)
-            unit.execute(begin)
+        with self._reading:
+            borrowed = self.take()
+            snapshot = _TransactionBind(self, self._dialect)
             try:
-                if writes:
-                    yield unit
-                    dialect.commit(cursor)
-                else:
-                    with dialect.reading_anything(connection):
-                        yield unit
-                    dialect.roll_back(connection)
-            except BaseException:
-                dialect.roll_back(connection)
-                raise
+                snapshot.begin(borrowed, self._dialect.begin_snapshot)
+                with self._dialect.reading_anything(borrowed.driver):
+                    yield snapshot
             finally:
-                unit.end()
-        finally:
-            self._check_in(connection)
+                snapshot.end()
+                self._dialect.roll_back(borrowed.driver)
+                self.pool.give_back(borrowed)
 
     def attempt(self) -> AbstractContextManager[Bind]:
         return nullcontext(self)  # each write is a transaction of its own already
 
+    def take(self) -> Borrowed:
+        """Borrow a connection, to be given back to the pool.
+
+        Raises:
+            ClosedError: This is closed.
+        """
+        self._require_open()
+        borrowed = self.pool.take()
+        if self._closed:  # meanwhile
+            self.pool.give_back(borrowed)
+            self._require_open()
+        return borrowed
+
     def _run(self, statement: Prepared, values: Values, *, writing: bool, repeat: bool = True) -> list[Row]:
         parameters = statement.parameters(values)
-        connection = self._check_out()
+        borrowed = self.take()
         try:
-            cursor = self._dialect.borrow(connection)
+            cursor = borrowed.cursor
             cursor.execute(statement.sql, parameters)
             return cursor.fetchall() if statement.returns_rows else []
         except Exception as error:
             # A read changes nothing: when the connection turns out to be dead, once more on another.
-            dead = self._dialect.is_lost(connection) and not isinstance(error, TimeoutError)
+            dead = self._dialect.is_lost(borrowed.driver) and not isinstance(error, TimeoutError)
             if writing or not repeat or not dead:
                 raise self._dialect.translate(error, committing=writing) from error
         finally:
-            self._check_in(connection)
+            self.pool.give_back(borrowed)
         return self._run(statement, values, writing=False, repeat=False)
-
-    def _check_out(self) -> PoolProxiedConnection:
-        self._require_open()
-        try:
-            connection = self._engine.raw_connection()
-        except sqlalchemy.exc.TimeoutError as error:
-            pool: Any = self._engine.pool
-            raise BackendUnavailableError(
-                f"no connection free within {pool.timeout():g} s: all {pool.size()} of the pool are in use"
-            ) from error
-        except Exception as error:
-            raise self._dialect.translate(error) from error
-        if self._closed:  # meanwhile
-            self._check_in(connection)
-            self._require_open()
-        return connection
 
     def _require_open(self) -> None:
         if self._closed:
             raise ClosedError("this repository is closed: open another")
 
-    def _check_in(self, connection: PoolProxiedConnection) -> None:
-        if self._dialect.is_lost(connection) or (self._closed and self._owned):
-            connection.invalidate()
-        else:
-            self._dialect.give_back(connection)
-        connection.close()
 
+class _TransactionBind:
+    """Runs statements in a transaction on a connection of a `PoolBind`."""
 
-class _UnitBind:
-    """Runs statements in the transaction that a `PoolBind.unit` has open."""
-
-    def __init__(self, prepare: Preparer, cursor: Any, dialect: SQLDialect) -> None:
-        self.prepare = prepare
-        self._cursor = cursor
+    def __init__(self, outer: PoolBind, dialect: SQLDialect) -> None:
+        self.prepare = outer.prepare
         self._dialect = dialect
+        self._cursor: Any = None
         self._depth = 0
         self._ended = False
         self.changed: dict[str, None] = {}
+
+    def begin(self, borrowed: Borrowed, sql: str) -> None:
+        """Begin on a connection that was borrowed for this."""
+        self._cursor = borrowed.cursor
+        self.execute(sql)
 
     def end(self) -> None:
         """Refuse calls from now on: the connection goes back to the pool, to serve others."""
@@ -241,6 +227,48 @@ class _UnitBind:
     def _require_open(self) -> None:
         if self._ended:
             raise ConfigurationError("this transaction has ended: its repository is of no use outside of the block")
+
+
+class _Unit(_TransactionBind):
+    """A transaction that writes, as a context manager: committed at its end, undone by an exception."""
+
+    def __init__(self, outer: PoolBind, dialect: SQLDialect) -> None:
+        super().__init__(outer, dialect)
+        self._outer = outer
+
+    def __enter__(self) -> Bind:
+        self._line = self._outer.writing
+        self._line.__enter__()
+        try:
+            self._borrowed = self._outer.take()
+            try:
+                self.begin(self._borrowed, self._dialect.begin)
+            except BaseException:
+                self._dialect.roll_back(self._borrowed.driver)  # an interrupt may have come when it had begun
+                self._outer.pool.give_back(self._borrowed)
+                raise
+        except BaseException:
+            self._line.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        driver = self._borrowed.driver
+        try:
+            self.end()
+            if error is not None:
+                self._dialect.roll_back(driver)
+                return
+            try:
+                self._dialect.commit(self._cursor)
+            except BaseException:
+                self._dialect.roll_back(driver)
+                raise
+        finally:
+            self._outer.pool.give_back(self._borrowed)
+            self._line.__exit__(None, None, None)
+        for run_id in self.changed:
+            self._outer.notify(run_id)
 
 
 class HostBind:

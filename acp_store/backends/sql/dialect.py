@@ -7,11 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from types import MappingProxyType
 from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeAlias
 
 from sqlalchemy import URL, ColumnElement, Connection, Engine
-from sqlalchemy.pool import PoolProxiedConnection
 
 from acp_store.actors import Stamp
 from acp_store.backends.sql.prepared import Prepared, Preparer, Row, Values
@@ -37,7 +35,7 @@ GiveBack: TypeAlias = Callable[..., None]
 Owner: TypeAlias = Mapping[str, str]
 """The value of a statement's parameter ``owner``; empty where it is in nobody's name."""
 
-NOBODY: Final[Owner] = MappingProxyType({})
+NOBODY: Final[Owner] = {}
 
 MAX_TIMEOUT: Final = 86_400.0
 """Longest `timeout` in seconds: a day, which every driver can count in its own units."""
@@ -153,6 +151,8 @@ class SQLDialect(ABC):
     """The statement that begins a transaction that writes."""
     begin_snapshot: ClassVar[str]
     """The statement that begins a transaction whose reads all see one moment."""
+    crosses_forks: ClassVar[bool]
+    """Whether a connection may be open while the process forks."""
 
     @abstractmethod
     def create_engine(self, url: URL, options: EngineOptions) -> Engine:
@@ -175,12 +175,8 @@ class SQLDialect(ABC):
         """
 
     @abstractmethod
-    def before_fork(self, engine: Engine) -> None:
-        """Close, in the parent, what a child process must not inherit open."""
-
-    @abstractmethod
     def after_fork(self, engine: Engine) -> None:
-        """Have an engine open its own connections in the child, leaving those of the parent alone."""
+        """Begin anew, in the child, what lines up the threads that use an engine of ours."""
 
     @abstractmethod
     def migration_lock(self, connection: Connection, schema: str | None) -> AbstractContextManager[None]:
@@ -199,16 +195,20 @@ class SQLDialect(ABC):
         """Return a context manager that a read is made in."""
 
     @abstractmethod
-    def borrow(self, connection: PoolProxiedConnection) -> Any:
-        """Return the driver's cursor of a connection, set to autocommit."""
+    def take_over(self, driver: Any) -> Any:
+        """Set a connection of someone else's engine to autocommit; return what `hand_back` needs to undo that."""
 
     @abstractmethod
-    def reading_anything(self, connection: PoolProxiedConnection) -> AbstractContextManager[None]:
+    def hand_back(self, driver: Any, before: Any) -> None:
+        """Undo what `take_over` set."""
+
+    @abstractmethod
+    def has_died(self, driver: Any) -> bool:
+        """Whether a connection of our own is known, without asking the server, to have ended while it was idle."""
+
+    @abstractmethod
+    def reading_anything(self, driver: Any) -> AbstractContextManager[None]:
         """Return a context manager in which text that is not UTF-8 fails no read: surrogates stand for its bytes."""
-
-    @abstractmethod
-    def give_back(self, connection: PoolProxiedConnection) -> None:
-        """Undo what `borrow` set on a connection of someone else's engine."""
 
     @abstractmethod
     def commit(self, cursor: Any) -> None:
@@ -219,7 +219,7 @@ class SQLDialect(ABC):
         """
 
     @abstractmethod
-    def roll_back(self, connection: PoolProxiedConnection) -> None:
+    def roll_back(self, driver: Any) -> None:
         """Undo the transaction where one is open; never raises: a lost connection undoes it too."""
 
     @abstractmethod
@@ -227,7 +227,7 @@ class SQLDialect(ABC):
         """See to it that a host's connection is in a transaction that a savepoint nests in."""
 
     @abstractmethod
-    def is_lost(self, connection: PoolProxiedConnection) -> bool:
+    def is_lost(self, driver: Any) -> bool:
         """Whether a connection cannot be used again."""
 
     @abstractmethod

@@ -1,23 +1,21 @@
 """Records to the values of statements, and rows back to records, side by side.
 
 A row becomes a record through one JSON text: the stored documents are put into it as they are, and
-pydantic reads it once.
+pydantic reads it once. What a column of its own holds is in no JSON: it is put into the record then, in
+the place of a blank.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any, Final
-
-from pydantic_core import to_json
 
 from acp_store.actors import Stamp
 from acp_store.backends.sql.dialect import NewEvent, SQLDialect
 from acp_store.backends.sql.prepared import Row
 from acp_store.chain import digest_of_payload, event_text, new_salt
 from acp_store.checks import check_name, check_time
-from acp_store.codec import decode_record, decode_value, encode, escape_nul
+from acp_store.codec import decode_record, decode_value, encode
 from acp_store.errors import PayloadError
 from acp_store.records import Error, Event, Message, Run, Session, as_record
 
@@ -25,6 +23,16 @@ __all__ = ["message_text", "new_event", "run_from_row", "session_from_row", "val
 
 # Processes of the version before write `wire_fields` and read them, and know no such column.
 _LATER: Final = "status_at"
+
+# In the JSON of a run, for what has a column that holds no JSON.
+_BLANKS: Final = {
+    "run_id": '""',
+    "agent_name": '""',
+    "session_id": "null",
+    "status": '""',
+    "created_at": "0",
+    "finished_at": "null",
+}
 
 
 def values_of_run(run: Run, dialect: SQLDialect, who: Stamp) -> dict[str, Any]:
@@ -83,39 +91,46 @@ def run_from_row(row: Row, dialect: SQLDialect) -> Run:
         status_at,
         owner,
     ) = row
-    fields = {
-        "run_id": _string(run_id),
-        "agent_name": _string(agent_name),
-        "session_id": _string(session_id),
-        "status": _string(status),
-        "await_request": await_request or "null",
-        "output": output,
-        "error": error or "null",
-        "created_at": _time(dialect.time_out(created_at)),
-        "finished_at": "null" if finished_at is None else _time(dialect.time_out(finished_at)),
-        "input": input_,
-        "mode": None if mode is None else _string(mode),
-        "metadata": metadata,
-        "status_at": None if status_at is None else _time(dialect.time_out(status_at)),
-    }
-    if wire_fields is None:
-        names = [*Run.WIRE_FIELDS, *(name for name in Run.BEYOND_THE_WIRE if fields[name] is not None)]
-    else:
-        names = _split(wire_fields)
-        if status_at is not None and _LATER not in names:
-            names.append(_LATER)
+    later = {}
+    if mode is not None:
+        later["mode"] = mode
+    if status_at is not None:
+        later["status_at"] = dialect.time_out(status_at)
     # An older version kept whatever came under that name as it keeps every field that it does not know.
     unknown = decode_value(extra) if extra is not None and _LATER in extra else None
     if unknown is not None and _LATER in unknown:
         extra = None
-    text = _object(fields, names, extra)
-    documents = (await_request, output, error, input_, metadata)
-    run = decode_record(Run, text, in_order=wire_fields is None and _in_order(documents))
+    fields = {
+        **_BLANKS,
+        "await_request": await_request or "null",
+        "output": output,
+        "error": error or "null",
+        "input": input_,
+        "metadata": metadata,
+        **dict.fromkeys(later, "null"),
+    }
+    if wire_fields is None:
+        names = [*Run.WIRE_FIELDS, *(name for name in Run.BEYOND_THE_WIRE if fields.get(name) is not None)]
+    else:
+        names = _split(wire_fields)
+        if status_at is not None and _LATER not in names:
+            names.append(_LATER)
+    in_order = wire_fields is None and _in_order((await_request, output, error, input_, metadata))
+    run = decode_record(Run, _object(fields, names, extra), in_order=in_order)
     if unknown is not None:
         run.__pydantic_extra__ = unknown
-    run.__dict__.update(version=version, updated_at=dialect.time_out(updated_at), owner=owner)
-    if "created_at" not in names:
-        run.__dict__["created_at"] = dialect.time_out(created_at)
+    run.__dict__.update(
+        later,
+        run_id=run_id,
+        agent_name=agent_name,
+        session_id=session_id,
+        status=status,
+        created_at=dialect.time_out(created_at),
+        finished_at=None if finished_at is None else dialect.time_out(finished_at),
+        version=version,
+        updated_at=dialect.time_out(updated_at),
+        owner=owner,
+    )
     return run
 
 
@@ -162,13 +177,13 @@ def message_text(session_id: str, message: Message | str) -> str:
 def session_from_row(row: Row, dialect: SQLDialect) -> Session:
     """Return the session of a row with the columns of `statements.get_session`."""
     session_id, history, state, extra, wire_fields, updated_at, version, owner = row
-    fields = {"id": _string(session_id), "history": f"[{history or ''}]", "state": state or "null"}
+    fields = {"id": '""', "history": f"[{history or ''}]", "state": state or "null"}
     names = Session.WIRE_FIELDS if wire_fields is None else _split(wire_fields)
     # What was appended to a session that came without it is in its JSON from then on.
     names = [*names, *(name for name, value in (("state", state), ("history", history)) if value and name not in names)]
     in_order = wire_fields is None and _in_order((state,)) and '{ "' not in (history or "")
     session = decode_record(Session, _object(fields, names, extra), in_order=in_order)
-    session.__dict__.update(version=version, updated_at=dialect.time_out(updated_at), owner=owner)
+    session.__dict__.update(id=session_id, version=version, updated_at=dialect.time_out(updated_at), owner=owner)
     return session
 
 
@@ -184,9 +199,12 @@ def _document(what: str, value: Any) -> str | None:
 
 def _wire_fields(record: Run | Session) -> str | None:
     """Return the names of the fields to write, in order; None where they are the usual ones."""
-    given = {*record.model_fields_set, *record.filled_lists()}
-    beyond = [name for name in record.BEYOND_THE_WIRE if name != _LATER and record.__dict__[name] is not None]
-    names = [name for name in record.__dict__ if (name in given and name in record.WIRE_FIELDS) or name in beyond]
+    fields, given = record.__dict__, record.model_fields_set
+    if given.issuperset(record.WIRE_FIELDS) and tuple(fields) == record.declared_order:
+        return None
+    given = {*given, *record.filled_lists()}
+    beyond = [name for name in record.BEYOND_THE_WIRE if name != _LATER and fields[name] is not None]
+    names = [name for name in fields if (name in given and name in record.WIRE_FIELDS) or name in beyond]
     return None if names == [*record.WIRE_FIELDS, *beyond] else ",".join(names)
 
 
@@ -204,11 +222,3 @@ def _object(fields: dict[str, str | None], names: Sequence[str], extra: str | No
     if extra is not None:
         members.append(extra.strip()[1:-1])
     return "{" + ",".join(members) + "}"
-
-
-def _string(value: str | None) -> str:
-    return "null" if value is None else escape_nul(to_json(value).decode())
-
-
-def _time(value: datetime) -> str:
-    return f'"{value.isoformat()}"'

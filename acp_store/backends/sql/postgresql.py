@@ -30,7 +30,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.exc import DBAPIError, InvalidatePoolError
-from sqlalchemy.pool import NullPool, PoolProxiedConnection
+from sqlalchemy.pool import NullPool
 
 from acp_store.actors import Stamp
 from acp_store.backends.sql import postgresql_statements as pg
@@ -82,6 +82,7 @@ class PostgreSQL(SQLDialect):
     alters_columns: ClassVar[bool] = True
     begin: ClassVar[str] = "BEGIN"
     begin_snapshot: ClassVar[str] = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+    crosses_forks: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._notifiers = SharedNotifiers()
@@ -97,8 +98,12 @@ class PostgreSQL(SQLDialect):
             connect_args={"autocommit": True, "connect_timeout": _connect_timeout(url, options.timeout)},
         )
         event.listen(engine, "do_connect", _Connect(options.timeout))
-        event.listen(engine, "checkout", _refuse_dead_connection)
+        event.listen(engine, "checkout", self._refuse_dead)
         return engine
+
+    def _refuse_dead(self, driver: Any, _record: object, _proxy: object) -> None:
+        if self.has_died(driver):
+            raise InvalidatePoolError("the server closed an idle connection")
 
     def take_notifier(
         self, engine: Engine, options: EngineOptions | None, *, notify: bool
@@ -116,11 +121,8 @@ class PostgreSQL(SQLDialect):
 
         return self._notifiers.take(key, make), partial(self._notifiers.give_back, key)
 
-    def before_fork(self, engine: Engine) -> None:
-        pass
-
     def after_fork(self, engine: Engine) -> None:
-        engine.dispose(close=False)
+        pass
 
     def create_migration_engine(self, url: URL, timeout: float) -> Engine:
         return sa.create_engine(
@@ -156,23 +158,23 @@ class PostgreSQL(SQLDialect):
     def reading(self, engine: Engine) -> AbstractContextManager[None]:  # noqa: ARG002
         return _NOTHING
 
-    def borrow(self, connection: PoolProxiedConnection) -> Any:
-        driver: Any = connection.dbapi_connection
-        info = connection.info
-        if not driver.autocommit:
-            driver.autocommit = info["acp_foreign"] = True
-        cursor = info.get("acp_cursor")
-        if cursor is None or cursor.closed:
-            cursor = info["acp_cursor"] = driver.cursor()
-        return cursor
+    def take_over(self, driver: Any) -> bool:
+        foreign = not driver.autocommit
+        if foreign:
+            driver.autocommit = True
+        return foreign
 
-    def reading_anything(self, connection: PoolProxiedConnection) -> AbstractContextManager[None]:  # noqa: ARG002
-        return _NOTHING  # the server lets no other text in
-
-    def give_back(self, connection: PoolProxiedConnection) -> None:
-        if connection.info.pop("acp_foreign", False):
-            driver: Any = connection.dbapi_connection
+    def hand_back(self, driver: Any, before: bool) -> None:
+        if before:
             driver.autocommit = False
+
+    def has_died(self, driver: Any) -> bool:
+        # A ping would cost a round trip for each call. A server that goes away says so on the socket, and an idle
+        # connection has nothing else to read.
+        return driver.pgconn.status != ConnStatus.OK or bool(driver.poller.poll(0))
+
+    def reading_anything(self, driver: Any) -> AbstractContextManager[None]:  # noqa: ARG002
+        return _NOTHING  # the server lets no other text in
 
     def commit(self, cursor: Any) -> None:
         try:
@@ -184,18 +186,16 @@ class PostgreSQL(SQLDialect):
                 "PostgreSQL rolled the transaction back: a statement in it had failed; repeat all of it"
             )
 
-    def roll_back(self, connection: PoolProxiedConnection) -> None:
-        driver: Any = connection.dbapi_connection
+    def roll_back(self, driver: Any) -> None:
         with suppress(psycopg.Error):
             driver.rollback()
 
     def join(self, connection: Connection) -> None:
         pass
 
-    def is_lost(self, connection: PoolProxiedConnection) -> bool:
-        driver: Any = connection.dbapi_connection
+    def is_lost(self, driver: Any) -> bool:
         # Not idle: an interrupt came between a statement and its result.
-        return driver is None or driver.pgconn.transaction_status != TransactionStatus.IDLE
+        return bool(driver.pgconn.transaction_status != TransactionStatus.IDLE)
 
     def time_in(self, value: datetime | None) -> datetime | None:
         return value
@@ -442,6 +442,7 @@ class _Connection(psycopg.Connection[Any]):
     """A connection on which no statement waits longer than `limit` seconds."""
 
     limit: float
+    poller: io.poll
     opened: ClassVar[WeakSet[_Connection]] = WeakSet()
 
     def wait(self, gen: PQGen[Any], interval: float = 0.1, timeout: float | None = None) -> Any:
@@ -478,6 +479,8 @@ class _Connect:
     def __call__(self, _dialect: object, _record: object, args: list[Any], options: dict[str, Any]) -> Any:
         connection = _Connection.connect(*args, **options)
         connection.limit = self._timeout
+        connection.poller = io.poll()
+        connection.poller.register(connection.pgconn.socket, io.POLLIN | io.POLLHUP | io.POLLERR)
         _Connection.opened.add(connection)
         # Before the limit of the connection, so that a wait for a lock ends with nothing written
         # instead of with nobody knowing.
@@ -489,17 +492,3 @@ class _Connect:
 def _connect_timeout(url: URL, timeout: float) -> int:
     # libpq counts in whole seconds and takes 0 for "wait for ever".
     return int(url.query.get("connect_timeout", max(1, round(timeout))))  # type: ignore[arg-type]
-
-
-def _refuse_dead_connection(dbapi: Any, record: Any, _proxy: Any) -> None:
-    """Have the pool replace connections that died while idle.
-
-    A ping would cost a round trip for each call. A server that goes away says so on the socket, and
-    an idle connection has nothing else to read.
-    """
-    poller = record.info.get("acp_poller")
-    if poller is None:
-        poller = record.info["acp_poller"] = io.poll()
-        poller.register(dbapi.pgconn.socket, io.POLLIN | io.POLLHUP | io.POLLERR)
-    if dbapi.pgconn.status != ConnStatus.OK or poller.poll(0):
-        raise InvalidatePoolError("the server closed an idle connection")

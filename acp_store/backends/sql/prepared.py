@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, ClassVar, TypeAlias
 
 from sqlalchemy import Executable, SelectBase
@@ -27,22 +28,27 @@ class Prepared:
             than a small query: psycopg builds its `description` anew, column by column.
     """
 
-    __slots__ = ("_constants", "_names", "_positional", "returns_rows", "sql")
+    __slots__ = ("_constants", "_in_order", "returns_rows", "sql")
 
     def __init__(self, compiled: SQLCompiler, qualifiers: Mapping[str, str]) -> None:
         self.sql = compiled.string
         for qualifier, shorter in qualifiers.items():
             self.sql = self.sql.replace(qualifier, shorter)
         self.returns_rows = isinstance(compiled.statement, SelectBase) or bool(compiled.effective_returning)
-        self._positional = compiled.positional
-        self._names = tuple(compiled.positiontup or ())
+        self._in_order = _getter(compiled.positiontup or ()) if compiled.positional else None
         self._constants = {name: bind.value for name, bind in compiled.binds.items() if not bind.required}
 
     def parameters(self, values: Values) -> Parameters:
         """Return the driver's parameters for these values; every name must be in `values`, others may be."""
         if self._constants:
             values = {**self._constants, **values}
-        return [values[name] for name in self._names] if self._positional else values
+        return values if self._in_order is None else self._in_order(values)
+
+
+def _getter(names: Sequence[str]) -> Callable[[Values], tuple[Any, ...]]:
+    if len(names) > 1:
+        return itemgetter(*names)
+    return lambda values: tuple([values[name] for name in names])
 
 
 class Preparer:

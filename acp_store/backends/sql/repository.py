@@ -59,6 +59,7 @@ from acp_store.records import (
     Verification,
     as_event,
     as_record,
+    assigned,
 )
 from acp_store.repository import (
     UNSET,
@@ -178,8 +179,7 @@ class SQLRepository(Repository):
         if saved is None:
             raise self._run_conflict(values["run_run_id"], run.status, expected)
         version, updated_at, created_at, owner = saved
-        copy = run.model_copy()
-        copy.__dict__.update(version=version, updated_at=self._dialect.time_out(updated_at), owner=owner)
+        copy = assigned(run, version=version, updated_at=self._dialect.time_out(updated_at), owner=owner)
         if "created_at" not in run.model_fields_set:
             copy.__dict__["created_at"] = self._dialect.time_out(created_at)
         self._bind.notify(values["run_run_id"])
@@ -262,9 +262,7 @@ class SQLRepository(Repository):
                 raise _taken("session", session_id)
             raise _version_conflict("session", session_id, expected, rows[0][0] if rows else 0)
         *_, updated_at, version, owner = head
-        copy = session.model_copy()
-        copy.__dict__.update(version=version, updated_at=self._dialect.time_out(updated_at), owner=owner)
-        return copy
+        return assigned(session, version=version, updated_at=self._dialect.time_out(updated_at), owner=owner)
 
     def delete_session(self, session_id: str) -> bool:
         return self._dialect.delete_session(self._bind, check_name("session id", session_id), stamp(), self._owner)

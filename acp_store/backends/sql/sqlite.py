@@ -25,7 +25,7 @@ from sqlalchemy import (
     event,
 )
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import NullPool, PoolProxiedConnection, QueuePool, StaticPool
+from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 
 from acp_store.actors import Stamp
 from acp_store.backends.sql import sqlite_statements as lite
@@ -73,6 +73,8 @@ class SQLite(SQLDialect):
     # whatever the busy timeout (https://www.sqlite.org/lang_transaction.html, section 2.1).
     begin: ClassVar[str] = "BEGIN IMMEDIATE"
     begin_snapshot: ClassVar[str] = "BEGIN"
+    # Not even to be closed in the child (https://www.sqlite.org/howtocorrupt.html, section 2.6).
+    crosses_forks: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self._locks: WeakKeyDictionary[Engine, _ThreadLock] = WeakKeyDictionary()
@@ -109,17 +111,8 @@ class SQLite(SQLDialect):
         key = _file(engine.url).resolve()
         return self._notifiers.take(key, Notifier), partial(self._notifiers.give_back, key)
 
-    def before_fork(self, engine: Engine) -> None:
-        # A connection must not be carried over a fork, not even to be closed there
-        # (https://www.sqlite.org/howtocorrupt.html, section 2.6). One in memory is a copy after it.
-        if not isinstance(engine.pool, StaticPool):
-            engine.dispose()
-
     def after_fork(self, engine: Engine) -> None:
-        if engine in self._locks:
-            self._locks[engine] = self._locks[engine].anew()
-        if not isinstance(engine.pool, StaticPool):
-            engine.dispose(close=False)
+        self._locks[engine] = self._locks[engine].anew()
 
     def create_migration_engine(self, url: URL, timeout: float) -> Engine:
         url, synchronous = _take_synchronous(url)
@@ -144,27 +137,26 @@ class SQLite(SQLDialect):
     def reading(self, engine: Engine) -> AbstractContextManager[None]:
         return self.writing(engine) if isinstance(engine.pool, StaticPool) else _NOTHING
 
-    def borrow(self, connection: PoolProxiedConnection) -> Any:
-        driver: Any = connection.dbapi_connection
-        if driver.isolation_level is not None:
-            connection.info["acp_foreign"] = driver.isolation_level
+    def take_over(self, driver: Any) -> str | None:
+        level: str | None = driver.isolation_level
+        if level is not None:
             driver.isolation_level = None
-        return driver.cursor()
+        return level
+
+    def hand_back(self, driver: Any, before: str | None) -> None:
+        if before is not None:
+            driver.isolation_level = before
+
+    def has_died(self, driver: Any) -> bool:  # noqa: ARG002
+        return False
 
     @contextmanager
-    def reading_anything(self, connection: PoolProxiedConnection) -> Iterator[None]:
-        driver: Any = connection.dbapi_connection
+    def reading_anything(self, driver: Any) -> Iterator[None]:
         before, driver.text_factory = driver.text_factory, _decode_anything
         try:
             yield
         finally:
             driver.text_factory = before
-
-    def give_back(self, connection: PoolProxiedConnection) -> None:
-        level = connection.info.pop("acp_foreign", None)
-        if level is not None:
-            driver: Any = connection.dbapi_connection
-            driver.isolation_level = level
 
     def commit(self, cursor: Any) -> None:
         try:
@@ -172,8 +164,7 @@ class SQLite(SQLDialect):
         except sqlite3.Error as error:
             raise self.translate(error) from error
 
-    def roll_back(self, connection: PoolProxiedConnection) -> None:
-        driver: Any = connection.dbapi_connection
+    def roll_back(self, driver: Any) -> None:
         with suppress(sqlite3.Error):
             driver.rollback()
 
@@ -186,14 +177,14 @@ class SQLite(SQLDialect):
         if not driver.in_transaction:
             connection.exec_driver_sql(self.begin)
 
-    def is_lost(self, connection: PoolProxiedConnection) -> bool:
-        return connection.dbapi_connection is None
+    def is_lost(self, driver: Any) -> bool:  # noqa: ARG002
+        return False
 
     def time_in(self, value: datetime | None) -> str | None:
-        return None if value is None else f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}".rjust(26, "0")
+        return None if value is None else value.astimezone(UTC).isoformat(" ", "microseconds")[:26]
 
     def time_out(self, value: str) -> datetime:
-        return datetime.fromisoformat(value).replace(tzinfo=UTC)
+        return datetime.fromisoformat(f"{value}+00:00")
 
     def translate(self, error: Exception, *, committing: bool = False) -> AcpStoreError:  # noqa: ARG002
         driver = error.orig if isinstance(error, DBAPIError) else error

@@ -1,0 +1,195 @@
+"""Connections to borrow for a call: our own, kept open in a stack, or those of an engine that others use too."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from queue import Empty, LifoQueue
+from typing import Any
+
+import sqlalchemy.exc
+from sqlalchemy import Engine
+from sqlalchemy.pool import PoolProxiedConnection
+
+from acp_store.backends.sql.dialect import EngineOptions, SQLDialect
+from acp_store.errors import BackendUnavailableError, ClosedError
+
+__all__ = ["Borrowed", "EnginePool", "OwnPool", "Pool"]
+
+_CURSOR = "acp_store_cursor"
+
+
+class Borrowed:
+    """A connection that one call or one transaction has for itself.
+
+    Attributes:
+        driver: The driver's connection, in autocommit.
+        cursor: The one cursor on it that runs all statements.
+        proxied: What the engine's pool wants back; None where the connection is our own.
+        before: What the dialect changed about someone else's connection, to be undone.
+    """
+
+    __slots__ = ("before", "cursor", "driver", "proxied")
+
+    def __init__(
+        self, driver: Any, cursor: Any, proxied: PoolProxiedConnection | None = None, before: Any = None
+    ) -> None:
+        self.driver, self.cursor, self.proxied, self.before = driver, cursor, proxied, before
+
+
+class Pool(ABC):
+    """Where connections come from. Each is borrowed by one thread at a time."""
+
+    def __init__(self, engine: Engine, dialect: SQLDialect) -> None:
+        self._engine = engine
+        self._dialect = dialect
+
+    @abstractmethod
+    def take(self) -> Borrowed:
+        """Return a connection, to be given back.
+
+        Raises:
+            BackendUnavailableError: None came free in time, or none can be opened.
+            ClosedError: The pool is closed.
+        """
+
+    @abstractmethod
+    def give_back(self, borrowed: Borrowed) -> None:
+        """Take a connection back; one that cannot be used again is closed."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close what is ours and not in use, and each of the others as it is given back."""
+
+    @abstractmethod
+    def before_fork(self) -> None:
+        """Put away, in the parent, what a child must not find open."""
+
+    @abstractmethod
+    def after_fork(self) -> None:
+        """Begin anew, in the child, without touching what belongs to the parent."""
+
+    def _connect(self) -> PoolProxiedConnection:
+        try:
+            return self._engine.raw_connection()
+        except sqlalchemy.exc.TimeoutError as error:
+            pool: Any = self._engine.pool
+            raise _none_free(pool.timeout(), pool.size()) from error
+        except Exception as error:
+            raise self._dialect.translate(error) from error
+
+
+class EnginePool(Pool):
+    """Borrows from the pool of an engine, which others may use too, and leaves everything as it was."""
+
+    def take(self) -> Borrowed:
+        proxied = self._connect()
+        driver: Any = proxied.dbapi_connection
+        before = self._dialect.take_over(driver)
+        cursor = proxied.info.get(_CURSOR)
+        if cursor is None:
+            cursor = proxied.info[_CURSOR] = driver.cursor()
+        return Borrowed(driver, cursor, proxied, before)
+
+    def give_back(self, borrowed: Borrowed) -> None:
+        proxied = borrowed.proxied
+        if proxied is not None:
+            if proxied.dbapi_connection is None or self._dialect.is_lost(borrowed.driver):
+                proxied.invalidate()
+            else:
+                self._dialect.hand_back(borrowed.driver, borrowed.before)
+            proxied.close()
+
+    def close(self) -> None:
+        """Leave that to those who have the engine."""
+
+    def before_fork(self) -> None:
+        """Leave that to those who have the engine."""
+
+    def after_fork(self) -> None:
+        """Leave that to those who have the engine."""
+
+
+class OwnPool(Pool):
+    """Keeps connections of our own engine in a stack, at most so many.
+
+    SQLAlchemy's pool takes 40 µs to lend a connection and to get it back, a tenth of an append; it opens them
+    here, and what is lent and given back with each call are places in a stack, of which the ones on top hold an
+    open connection.
+    """
+
+    def __init__(self, engine: Engine, dialect: SQLDialect, options: EngineOptions) -> None:
+        super().__init__(engine, dialect)
+        self._options = options
+        self._closed = False
+        self._inherited: list[object] = []
+        self._fill()
+
+    def _fill(self) -> None:
+        self._places: LifoQueue[Borrowed | None] = LifoQueue()
+        for _ in range(self._options.pool_size):
+            self._places.put(None)
+
+    def take(self) -> Borrowed:
+        try:
+            borrowed = self._places.get(timeout=self._options.timeout)
+        except Empty:
+            raise _none_free(self._options.timeout, self._options.pool_size) from None
+        if borrowed is not None:
+            if not self._dialect.has_died(borrowed.driver):
+                return borrowed
+            _close(borrowed)
+        try:
+            return self._open()
+        except BaseException:
+            self._places.put(None)
+            raise
+
+    def give_back(self, borrowed: Borrowed) -> None:
+        if self._closed or self._dialect.is_lost(borrowed.driver):
+            _close(borrowed)
+            self._places.put(None)
+        else:
+            self._places.put(borrowed)
+
+    def close(self) -> None:
+        self._closed = True
+        self._close_idle()
+        self._engine.dispose()
+
+    def before_fork(self) -> None:
+        if not self._dialect.crosses_forks:
+            self._close_idle()
+            self._engine.dispose()
+
+    def after_fork(self) -> None:
+        self._inherited.append(self._places)  # so that the parent's connections are not ended here
+        self._engine.dispose(close=False)
+        self._fill()
+
+    def _open(self) -> Borrowed:
+        if self._closed:
+            raise ClosedError("this repository is closed: open another")
+        proxied = self._connect()
+        driver: Any = proxied.dbapi_connection
+        proxied.detach()
+        return Borrowed(driver, driver.cursor())
+
+    def _close_idle(self) -> None:
+        idle = []
+        with suppress(Empty):
+            while True:
+                idle.append(self._places.get_nowait())
+        for borrowed in idle:
+            if borrowed is not None:
+                _close(borrowed)
+            self._places.put(None)
+
+
+def _close(borrowed: Borrowed) -> None:
+    with suppress(Exception):  # the other side may be gone, and a driver may say so in any way
+        borrowed.driver.close()
+
+
+def _none_free(seconds: float, size: int) -> BackendUnavailableError:
+    return BackendUnavailableError(f"no connection free within {seconds:g} s: all {size} of the pool are in use")
