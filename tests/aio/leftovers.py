@@ -6,9 +6,9 @@ import threading
 from typing import Any
 
 from sqlalchemy import Engine
-from sqlalchemy.pool import QueuePool
 
 from acp_store import AsyncRepository, SQLRepository, open_repository
+from acp_store.backends.sql.pool import OwnPool
 from tests.servers import connect, wait_until
 
 __all__ = [
@@ -57,9 +57,10 @@ def connections(url: str) -> list[str]:
 
 def assert_pool_is_back(repository: AsyncRepository) -> None:
     """Fail if a connection is still lent out."""
-    pool = engine_of(repository).pool
-    if isinstance(pool, QueuePool):
-        wait_until(lambda: pool.checkedout() == 0, message="no connection lent out")
+    bind: Any = repository.inner
+    pool = bind._bind.pool
+    if isinstance(pool, OwnPool):
+        wait_until(lambda: pool.lent == 0, message="no connection lent out")
 
 
 def assert_nobody_holds_a_lock(url: str) -> None:

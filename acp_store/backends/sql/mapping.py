@@ -7,7 +7,7 @@ the place of a blank.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from acp_store.actors import Stamp
@@ -19,12 +19,25 @@ from acp_store.codec import decode_record, decode_value, encode
 from acp_store.errors import PayloadError
 from acp_store.records import Error, Event, Message, Run, Session, as_record
 
-__all__ = ["message_text", "new_event", "run_from_row", "session_from_row", "values_of_run", "values_of_session"]
+__all__ = [
+    "head_from_row",
+    "message_text",
+    "new_event",
+    "run_from_row",
+    "session_from_row",
+    "values_of_append",
+    "values_of_run",
+    "values_of_session",
+]
 
 # Processes of the version before write `wire_fields` and read them, and know no such column.
 _LATER: Final = "status_at"
 
-# In the JSON of a run, for what has a column that holds no JSON.
+# The JSON of a run as most are, with blanks for what has a column that holds no JSON.
+_USUAL: Final = (
+    '"run_id":"","agent_name":"","session_id":null,"status":"","await_request":%s,"output":%s,"error":%s,'
+    '"created_at":0,"finished_at":null'
+)
 _BLANKS: Final = {
     "run_id": '""',
     "agent_name": '""',
@@ -33,6 +46,8 @@ _BLANKS: Final = {
     "created_at": "0",
     "finished_at": "null",
 }
+_BLANK: Final = {"mode": "null", _LATER: "null"}
+_DOCUMENTS: Final = ("await_request", "output", "error")
 
 
 def values_of_run(run: Run, dialect: SQLDialect, who: Stamp) -> dict[str, Any]:
@@ -91,36 +106,30 @@ def run_from_row(row: Row, dialect: SQLDialect) -> Run:
         status_at,
         owner,
     ) = row
-    later = {}
-    if mode is not None:
-        later["mode"] = mode
-    if status_at is not None:
-        later["status_at"] = dialect.time_out(status_at)
     # An older version kept whatever came under that name as it keeps every field that it does not know.
     unknown = decode_value(extra) if extra is not None and _LATER in extra else None
     if unknown is not None and _LATER in unknown:
         extra = None
-    fields = {
-        **_BLANKS,
-        "await_request": await_request or "null",
-        "output": output,
-        "error": error or "null",
-        "input": input_,
-        "metadata": metadata,
-        **dict.fromkeys(later, "null"),
-    }
+    documents = (await_request or "null", output, error or "null")
+    given = {"input": input_, "mode": mode, "metadata": metadata, _LATER: status_at}
+    beyond = {name: _BLANK.get(name, value) for name, value in given.items() if value is not None}
     if wire_fields is None:
-        names = [*Run.WIRE_FIELDS, *(name for name in Run.BEYOND_THE_WIRE if fields.get(name) is not None)]
+        text = _object([_USUAL % documents, *_members(beyond, beyond)], extra)
+        in_order = _in_order((*documents, input_, metadata))
     else:
+        fields = {**_BLANKS, **dict(zip(_DOCUMENTS, documents, strict=True)), **beyond}
         names = _split(wire_fields)
         if status_at is not None and _LATER not in names:
             names.append(_LATER)
-    in_order = wire_fields is None and _in_order((await_request, output, error, input_, metadata))
-    run = decode_record(Run, _object(fields, names, extra), in_order=in_order)
+        text, in_order = _object(_members(fields, names), extra), False
+    run = decode_record(Run, text, in_order=in_order)
     if unknown is not None:
         run.__pydantic_extra__ = unknown
+    if mode is not None:
+        run.mode = mode
+    if status_at is not None:
+        run.status_at = dialect.time_out(status_at)
     run.__dict__.update(
-        later,
         run_id=run_id,
         agent_name=agent_name,
         session_id=session_id,
@@ -141,13 +150,24 @@ def values_of_session(session: Session, who: Stamp) -> dict[str, Any]:
         PayloadError: Some part of the session cannot be stored.
     """
     session_id = check_name("session id", session.id)
-    what = f"session {session_id!r}"
+    values = values_of_append(session_id, len(session.history), session.state, who)
+    values["session_extra"] = _document(f"session {session_id!r}", session.model_extra or None)
+    values["session_wire_fields"] = _wire_fields(session)
+    return values
+
+
+def values_of_append(session_id: str, count: int, state: Any, who: Stamp) -> dict[str, Any]:
+    """Return the values of the statements that append so many messages to a session, or make it of them.
+
+    Raises:
+        PayloadError: The state cannot be stored.
+    """
     return {
         "session_session_id": session_id,
-        "session_state": _document(f"{what}: state", session.state),
-        "session_extra": _document(what, session.model_extra or None),
-        "session_wire_fields": _wire_fields(session),
-        "session_message_count": len(session.history),
+        "session_state": _document(f"session {session_id!r}: state", state),
+        "session_extra": None,
+        "session_wire_fields": None,
+        "session_message_count": count,
         "session_actor": who.actor,
         "session_reason": who.reason,
         "session_trace_id": who.trace_id,
@@ -182,8 +202,18 @@ def session_from_row(row: Row, dialect: SQLDialect) -> Session:
     # What was appended to a session that came without it is in its JSON from then on.
     names = [*names, *(name for name, value in (("state", state), ("history", history)) if value and name not in names)]
     in_order = wire_fields is None and _in_order((state,)) and '{ "' not in (history or "")
-    session = decode_record(Session, _object(fields, names, extra), in_order=in_order)
+    session = decode_record(Session, _object(_members(fields, names), extra), in_order=in_order)
     session.__dict__.update(id=session_id, version=version, updated_at=dialect.time_out(updated_at), owner=owner)
+    return session
+
+
+def head_from_row(row: Row, dialect: SQLDialect) -> Session:
+    """Return the session of a row with the columns that `statements.extend_session` returns, without its history."""
+    session_id, _, state, extra, wire_fields, updated_at, version, owner = row
+    if extra is not None or wire_fields is not None:
+        return session_from_row((session_id, None, state, extra, wire_fields, updated_at, version, owner), dialect)
+    session = Session(id=session_id, state=None if state is None else decode_value(state))
+    session.__dict__.update(version=version, updated_at=dialect.time_out(updated_at), owner=owner)
     return session
 
 
@@ -216,9 +246,12 @@ def _in_order(documents: Sequence[str | None]) -> bool:
     return all(text is None or text[1:2] != " " for text in documents)
 
 
-def _object(fields: dict[str, str | None], names: Sequence[str], extra: str | None) -> str:
+def _members(fields: Mapping[str, str | None], names: Iterable[str]) -> list[str]:
     # Not one that is named and has no value: another version may have written the names.
-    members = [f'"{name}":{fields[name]}' for name in names if fields.get(name) is not None]
+    return [f'"{name}":{fields[name]}' for name in names if fields.get(name) is not None]
+
+
+def _object(members: list[str], extra: str | None) -> str:
     if extra is not None:
         members.append(extra.strip()[1:-1])
     return "{" + ",".join(members) + "}"

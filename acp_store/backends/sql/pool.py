@@ -130,6 +130,11 @@ class OwnPool(Pool):
         for _ in range(self._options.pool_size):
             self._places.put(None)
 
+    @property
+    def lent(self) -> int:
+        """How many are lent out."""
+        return self._options.pool_size - self._places.qsize()
+
     def take(self) -> Borrowed:
         try:
             borrowed = self._places.get(timeout=self._options.timeout)

@@ -485,7 +485,7 @@ class _Connect:
         # Before the limit of the connection, so that a wait for a lock ends with nothing written
         # instead of with nobody knowing.
         milliseconds = max(1, int(self._timeout * 900))
-        connection.execute(sql.SQL("SET lock_timeout = {}").format(milliseconds))
+        connection.execute(sql.SQL("SET lock_timeout = {}; SET TimeZone = 'UTC'").format(milliseconds))
         return connection
 
 

@@ -24,10 +24,12 @@ from acp_store.backends.sql.dialect import (
 )
 from acp_store.backends.sql.engine import check_schema, create_engine, dialect_of, in_memory
 from acp_store.backends.sql.mapping import (
+    head_from_row,
     message_text,
     new_event,
     run_from_row,
     session_from_row,
+    values_of_append,
     values_of_run,
     values_of_session,
 )
@@ -272,16 +274,15 @@ class SQLRepository(Repository):
     ) -> Session:
         session_id = check_name("session id", session_id)
         given = [item if isinstance(item, str) else as_record(Message, item) for item in messages]
-        head = Session(id=session_id) if state is UNSET else Session(id=session_id, state=state)
-        values = {**values_of_session(head, stamp()), "session_message_count": len(given), **self._owner}
+        new_state = None if state is UNSET else state
+        values = {**values_of_append(session_id, len(given), new_state, stamp()), **self._owner}
         texts = [message_text(session_id, item) for item in given]
         row = self._dialect.append_messages(
             self._bind, values, texts, state=state is not UNSET, owned=bool(self._owner)
         )
         if row is None:
             raise _taken("session", session_id)
-        stored_id, _, *others = row
-        return session_from_row((stored_id, None, *others), self._dialect)
+        return head_from_row(row, self._dialect)
 
     def add_event(self, run_id: str, event: EventLike, *, key: str | None = None) -> Event:
         run_id = check_name("run id", run_id)

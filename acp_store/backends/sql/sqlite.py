@@ -7,7 +7,7 @@ import shlex
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -264,14 +264,8 @@ class SQLite(SQLDialect):
                     unit.prepare(statements.cut_session_messages),
                     {"session_id": session_id, "position": len(messages)},
                 )
-            unit.write_many(
-                unit.prepare(lite.put_message),
-                [
-                    {**values, "session_id": session_id, "position": position, "payload": payload, "now": now}
-                    for position, payload in enumerate(messages)
-                    if stored.get(position) != payload
-                ],
-            )
+            changed = [(at, payload) for at, payload in enumerate(messages) if stored.get(at) != payload]
+            self._put_messages(unit, {**values, "now": now}, changed)
             return rows[0]
 
     def delete_session(self, bind: Bind, session_id: str, who: Stamp, owner: Owner) -> bool:
@@ -294,16 +288,14 @@ class SQLite(SQLDialect):
             rows = unit.write(unit.prepare(lite.extend_session, state, owned), {**values, "now": now})
             if not rows:
                 return None
-            head = rows[0]
-            session_id, count = head[0], head[1]
-            unit.write_many(
-                unit.prepare(lite.put_message),
-                [
-                    {**values, "session_id": session_id, "position": position, "payload": payload, "now": now}
-                    for position, payload in enumerate(messages, count - len(messages))
-                ],
-            )
-            return head
+            self._put_messages(unit, {**values, "now": now}, enumerate(messages, rows[0][1] - len(messages)))
+            return rows[0]
+
+    def _put_messages(self, unit: Bind, values: Values, messages: Iterable[tuple[int, str]]) -> None:
+        """Write messages at their positions, in the session that `values` are of."""
+        values = {**values, "session_id": values["session_session_id"]}
+        rows = [{**values, "position": position, "payload": payload} for position, payload in messages]
+        unit.write_many(unit.prepare(lite.put_message), rows)
 
     def append_event(self, bind: Bind, run_id: str, event: NewEvent, who: Stamp, owner: Owner) -> Row | None:
         return self.append_events(bind, run_id, [event], who, owner)
