@@ -338,6 +338,19 @@ class Repository(ABC):
         run = self.get_run(run_id)
         return None if run is None else run.status
 
+    def get_events_json(self, run_id: str, limit: int = 100, offset: int = 0) -> bytes:
+        """Return what `get_events` returns as one JSON array in UTF-8, for whoever only hands it on.
+
+        Each item is an event's wire JSON, without `seq` and `recorded_at`; as `seq` is gapless, that of
+        the first one is `offset` + 1. A backend that keeps JSON returns the stored text and parses nothing:
+        for an event that was added as the class of its type, or as JSON, the very text that
+        `model_dump_json` gives. What reading would bring into form comes as it was given: keys and times
+        of a plain `Event` that has the type of a class, and text that was not written by a repository.
+
+        The default writes the JSON of what `get_events` returns.
+        """
+        return f"[{','.join([event.model_dump_json() for event in self.get_events(run_id, limit, offset)])}]".encode()
+
     def list_ids(
         self,
         noun: Literal["runs", "sessions"],  # noqa: ARG002

@@ -23,7 +23,7 @@ from benchmarks import plots, processes
 from benchmarks.harness import Result, measure, table
 from benchmarks.places import ASYNC, POSTGRESQL, PROCESS, SQLITE, Place, postgresql, postgresql_async, sqlite
 from benchmarks.servers import DurablePostgres
-from benchmarks.workloads import WORKLOADS, SkippedError, Workload
+from benchmarks.workloads import WORKLOADS, Workload
 from tests.servers import find_postgres
 
 
@@ -62,12 +62,8 @@ def _measured(place: Place, workloads: Sequence[Workload], options: argparse.Nam
     for workload in workloads:
         print(f"{place.name}: {workload.name}", file=sys.stderr, flush=True)
         budgets = workload.budgets[place.name]
-        try:
-            with workload.prepare(place) as sides:
-                result = measure(workload.name, sides, budgets, rounds=options.rounds, seconds=options.seconds)
-        except SkippedError as reason:
-            print(f"  skipped: {reason}", file=sys.stderr, flush=True)
-            continue
+        with workload.prepare(place) as sides:
+            result = measure(workload.name, sides, budgets, rounds=options.rounds, seconds=options.seconds)
         print(table([result]), file=sys.stderr, flush=True)
         yield result
 

@@ -12,7 +12,7 @@ from typing import Any
 import redis
 import redis.asyncio
 
-from acp_store import AsyncRepository, CachedRepository, Repository, open_repository
+from acp_store import AsyncRepository, CachedRepository, open_repository
 from acp_store.models import RunRow
 from benchmarks import raw
 from benchmarks.harness import ORM, Budget, Processes, Side, Threads, cost, throughput
@@ -26,10 +26,6 @@ Sides = dict[str, Side]
 STATUSES = ("created", "in-progress", "awaiting", "completed")
 FLAT = 1.15
 PAIR = ("ours", "raw")
-
-
-class SkippedError(Exception):
-    """The workload cannot be measured yet; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -227,8 +223,6 @@ def _get_events(place: Place) -> Iterator[Sides]:
 
 @workload("read 1,000 events as JSON text", {POSTGRESQL: 0.80, ASYNC: 0.80, SQLITE: 0.80})
 def _get_events_json(place: Place) -> Iterator[Sides]:
-    if not hasattr(Repository, "get_events_json"):
-        raise SkippedError("there is no Repository.get_events_json yet")
     place.repository.add_events("read as text", [EVENT] * 1000)
 
     def make(_side: str, store: Store) -> Call:

@@ -145,6 +145,9 @@ class AsyncRepository:
     async def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
         return await self._call(self._inner.get_events, run_id, limit, offset)
 
+    async def get_events_json(self, run_id: str, limit: int = 100, offset: int = 0) -> bytes:
+        return await self._call(self._inner.get_events_json, run_id, limit, offset)
+
     def for_owner(self, owner: str) -> AsyncRepository:
         """Return this repository as one owner's, as `Repository.for_owner` does; asks nobody, so it is not awaited."""
         return self._lend(self._inner.for_owner(owner), self._line)

@@ -20,11 +20,13 @@ from acp_store.decorators import fence
 from acp_store.decorators.decorator import Decorator
 from acp_store.decorators.line import AwayError, Line, Link, Script
 from acp_store.decorators.values import (
+    json_page_of,
     page_of,
     run_of,
     session_of,
     status_of,
     text_of,
+    text_of_json_page,
     text_of_page,
     text_of_status,
 )
@@ -220,6 +222,21 @@ class CachedRepository(_Noting):
             lambda value: page_of(value, run_id, limit, offset),
             lambda: self._inner.get_events(run_id, limit, offset),
             lambda events: ({f"{limit} {offset}".encode(): text_of_page(run_id, events)}, self._terminal_ttl),
+        )
+
+    def get_events_json(self, run_id: str, limit: int = 100, offset: int = 0) -> bytes:
+        run_id = check_name("run id", run_id)
+        limit, offset = check_count("limit", limit), check_count("offset", offset)
+        if self._status_of(run_id, counted=False) not in TERMINAL_STATUSES:
+            self._count("misses")
+            return self._inner.get_events_json(run_id, limit, offset)
+        field = f"json {limit} {offset}".encode()
+        return self._remember(
+            _events(run_id),
+            field,
+            lambda value: json_page_of(value, run_id, limit, offset),
+            lambda: self._inner.get_events_json(run_id, limit, offset),
+            lambda page: ({field: text_of_json_page(run_id, limit, offset, page)}, self._terminal_ttl),
         )
 
     def get_session(self, session_id: str) -> Session | None:

@@ -116,6 +116,9 @@ class Decorator(Repository):
     def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
         return self._inner.get_events(run_id, limit, offset)
 
+    def get_events_json(self, run_id: str, limit: int = 100, offset: int = 0) -> bytes:
+        return self._inner.get_events_json(run_id, limit, offset)
+
     def for_owner(self, owner: str) -> Repository:
         owned = copy(self)
         owned._inner = self._inner.for_owner(owner)  # noqa: SLF001

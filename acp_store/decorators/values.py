@@ -17,7 +17,17 @@ from acp_store.checks import check_name
 from acp_store.codec import decode_events, decode_record, decode_run, encode
 from acp_store.records import Event, Run, Session
 
-__all__ = ["page_of", "run_of", "session_of", "status_of", "text_of", "text_of_page", "text_of_status"]
+__all__ = [
+    "json_page_of",
+    "page_of",
+    "run_of",
+    "session_of",
+    "status_of",
+    "text_of",
+    "text_of_json_page",
+    "text_of_page",
+    "text_of_status",
+]
 
 R = TypeVar("R", Run, Session)
 
@@ -93,3 +103,16 @@ def page_of(value: bytes, run_id: str, limit: int, offset: int) -> list[Event]:
     if from_json(first) != run_id or len(rows) > limit:
         raise ValueError("another page")
     return decode_events(rows) if rows else []
+
+
+def text_of_json_page(run_id: str, limit: int, offset: int, page: bytes) -> bytes:
+    """Return a page of events of a run that is one JSON array already: behind a line on what it is."""
+    return to_json([run_id, limit, offset, len(page)]) + b"\n" + page
+
+
+def json_page_of(value: bytes, run_id: str, limit: int, offset: int) -> bytes:
+    """Return the page of a run that `text_of_json_page` wrote."""
+    first, _, page = value.partition(b"\n")
+    if from_json(first) != [run_id, limit, offset, len(page)] or page[:1] + page[-1:] != b"[]":
+        raise ValueError("another page")
+    return page

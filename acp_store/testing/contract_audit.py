@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 from acp_store.actors import actor
@@ -99,6 +100,7 @@ class AuditClauses:
         assert payloads([kept, added]) == ["one", "three"]
         assert erased.model_dump() == {"type": before[1].type, "erased": True}
         assert (erased.seq, erased.recorded_at) == (2, before[1].recorded_at)
+        assert json.loads(repository.get_events_json("run-1", 1, 1)) == [{"type": before[1].type, "erased": True}]
         report = repository.verify("run-1")
         assert report.problems == []
         assert (report.events, report.erased) == (3, 1)

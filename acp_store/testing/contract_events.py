@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -13,13 +14,20 @@ from acp_store.records import (
     MessageCompletedEvent,
     MessagePartEvent,
     RunCompletedEvent,
+    as_event,
 )
 from acp_store.repository import Capability, Repository
 from acp_store.testing import factories as make
-from acp_store.testing.factories import ODD_IDS
-from acp_store.testing.phrases import history, needs, payloads, refused, session_of, wire
+from acp_store.testing.contract_values import EVENTS_AS_SENT, PLACES, WITH_UNKNOWN_FIELDS
+from acp_store.testing.factories import ODD_IDS, ODD_JSON
+from acp_store.testing.phrases import history, needs, payloads, refused, session_of, text, wire
 
 __all__ = ["EventClauses"]
+
+
+def _items(array: bytes) -> list[str]:
+    """Return the items of a JSON array in UTF-8, in the form in which `wire` gives a record."""
+    return [text(item) for item in json.loads(array.decode())]
 
 
 class EventClauses:
@@ -145,6 +153,50 @@ class EventClauses:
         assert repository.add_events("run-1", []) == []
         assert repository.get_events("run-1") == []
         assert repository.add_event("run-1", make.part_event()).seq == 1
+
+    # ── events as JSON ─────────────────────────────────────────────────────────────────────────
+
+    def test_events_are_read_as_json(self, repository: Repository) -> None:
+        """`get_events_json` gives the wire JSON of what `get_events` returns, whatever it is, as one array in UTF-8."""
+        sent: list[Any] = [json.loads(event) for event in EVENTS_AS_SENT]
+        sent += [fields for kind, fields in WITH_UNKNOWN_FIELDS.values() if kind is Event]
+        sent += [build(dict(ODD_JSON)) for kind, build in PLACES.values() if kind is Event]
+        sent += [make.part_event(value) for value in ODD_JSON.values() if isinstance(value, str)]
+        for event in sent:
+            repository.add_event("run-1", as_event(event))
+        events = repository.get_events("run-1", limit=1000)
+        assert len(events) == len(sent)
+        assert _items(repository.get_events_json("run-1", limit=1000)) == [wire(event) for event in events]
+
+    def test_the_windows_of_json_are_exact(self, repository: Repository) -> None:
+        """`limit` and `offset` cut the JSON as they cut the events, given by name, by place, or not at all."""
+        for number in range(1, 105):
+            repository.add_event("run-1", make.generic_event(number))
+        numbers = [wire(make.generic_event(number)) for number in range(1, 105)]
+        for limit in (0, 1, 2, 100, 103, 104, 105, 1_000_000):
+            for offset in (0, 1, 5, 103, 104, 105, 1_000_000):
+                found = repository.get_events_json("run-1", limit=limit, offset=offset)
+                assert _items(found) == numbers[offset : offset + limit], f"limit {limit}, offset {offset}"
+        assert _items(repository.get_events_json("run-1")) == numbers[:100]
+        assert _items(repository.get_events_json("run-1", 3, 100)) == numbers[100:103]
+
+    def test_no_events_are_an_empty_array(self, repository: Repository) -> None:
+        """Where there are no events, of a run or in a window, the JSON is ``[]``."""
+        repository.save_run(make.run())
+        repository.add_event("run-2", make.part_event())
+        for run_id, limit, offset in (("run-1", 100, 0), ("run-2", 0, 0), ("run-2", 100, 1), ("run-3", 100, 0)):
+            assert repository.get_events_json(run_id, limit, offset) == b"[]"
+
+    def test_json_is_read_as_it_is_now(self, repository: Repository) -> None:
+        """The JSON of a run's events follows its appends, and its deletion, whatever status it has."""
+        for status in ("in-progress", "completed"):
+            repository.save_run(make.run(status=status))
+            for count in range(1, 4):
+                repository.add_event("run-1", make.generic_event(count))
+                for _ in range(2):
+                    assert len(_items(repository.get_events_json("run-1"))) == count
+            repository.delete_run("run-1")
+            assert repository.get_events_json("run-1") == b"[]"
 
     # ── idempotency keys ───────────────────────────────────────────────────────────────────────
 

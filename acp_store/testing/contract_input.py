@@ -290,6 +290,10 @@ class InputClauses:
                 repository.get_events("run-1", limit=count)
             with refused(repr(count)):
                 repository.get_events("run-1", offset=count)
+            with refused(repr(count)):
+                repository.get_events_json("run-1", limit=count)
+            with refused(repr(count)):
+                repository.get_events_json("run-1", offset=count)
 
     @needs(Capability.STRICT_INPUT)
     def test_huge_counts_are_taken_or_refused(self, repository: Repository) -> None:
@@ -304,6 +308,10 @@ class InputClauses:
                 assert max(limit, offset) > 100
             try:
                 assert len(repository.get_events("run-1", limit=limit, offset=offset)) == wanted
+            except PayloadError:
+                assert max(limit, offset) > 100
+            try:
+                assert (repository.get_events_json("run-1", limit=limit, offset=offset) != b"[]") == wanted
             except PayloadError:
                 assert max(limit, offset) > 100
 
@@ -330,6 +338,7 @@ class InputClauses:
                 partial(repository.add_event, bad_id, make.part_event()),
                 partial(repository.add_events, bad_id, [make.part_event()]),
                 partial(repository.get_events, bad_id),
+                partial(repository.get_events_json, bad_id),
             ]
             if isinstance(bad_id, str):
                 calls.append(partial(repository.list_runs, session_id=bad_id))

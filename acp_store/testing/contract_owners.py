@@ -45,10 +45,11 @@ def everything(repository: Repository) -> list[object]:
         None if run is None else (wire(run), run.version, run.owner),
         None if session is None else (wire(session), session.version, session.owner),
         *([(event.seq, event.model_dump_json()) for event in repository.get_events(id_)] for id_ in IDS[:2]),
+        *(repository.get_events_json(id_) for id_ in IDS[:2]),
     ]
 
 
-NOTHING: Final[list[object]] = [None, None, [], []]
+NOTHING: Final[list[object]] = [None, None, [], [], b"[]", b"[]"]
 
 
 class OwnerClauses:

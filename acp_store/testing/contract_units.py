@@ -94,6 +94,7 @@ class UnitClauses:
             assert run.metadata == 1
             assert history(inside) == ["one"]
             assert payloads(inside.get_events("run-1")) == [1]
+            assert inside.get_events_json("run-1") != b"[]"
             assert inside.get_run("run-2") is None
             assert ids(inside.list_runs()) == ["run-1"]
             assert inside.list_runs().total == 1

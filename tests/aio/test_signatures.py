@@ -53,6 +53,7 @@ CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "add_event": (("a", {"type": "b"}), {"key": ""}),
     "add_events": (("a", [{"type": "b"}]), {}),
     "get_events": (("a", 0, 5), {}),
+    "get_events_json": (("a", 0, 5), {}),
     "verify": (("a",), {}),
     "erase_event": (("a", 1), {}),
     "stats": ((), {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections import Counter
@@ -145,6 +146,9 @@ class Around(Repository):
     def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
         return self._pass("get_events", run_id, limit, offset)  # type: ignore[no-any-return]
 
+    def get_events_json(self, run_id: str, limit: int = 100, offset: int = 0) -> bytes:
+        return self._pass("get_events_json", run_id, limit, offset)  # type: ignore[no-any-return]
+
     def watch_events(self, run_id: str, *, after: int = 0, timeout: float | None = None) -> Watch:
         return self.inner.watch_events(run_id, after=after, timeout=timeout)
 
@@ -196,7 +200,7 @@ class Thing:
 
     def begin(self, repository: Repository, name: str) -> None:
         """Have it there, written once; its run, if it has one, is completed."""
-        if self.reader == "get_events":
+        if self.reader.startswith("get_events"):
             _save_run(repository, name)
         self.write(repository, name)
 
@@ -268,6 +272,14 @@ THINGS: Final = {
         "delete_run",
         lambda repository, name: len(repository.get_events(name)),
         lambda repository, name: repository.add_events(name, [EVENT]),
+        _delete_run,
+    ),
+    "events as JSON": Thing(
+        "get_events_json",
+        "add_event",
+        "delete_run",
+        lambda repository, name: len(json.loads(repository.get_events_json(name))),
+        lambda repository, name: repository.add_event(name, EVENT),
         _delete_run,
     ),
 }

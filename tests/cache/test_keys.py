@@ -213,13 +213,14 @@ def test_values_are_text(client: Client, redis_url: str) -> None:
     repository.save_session({"id": "run", "history": ["http://localhost/1"]})
     repository.get_run("run")
     repository.get_events("run")
+    page = repository.get_events_json("run").decode()
     repository.get_session("run")
     values: dict[str, str] = {}
     with connect_redis(redis_url) as admin:  # which decodes what it gets
         for key in keys_of(redis_url, ":values"):
             found: Any = admin.hgetall(key)
             values |= found
-    assert values.keys() == {"run", "status", "session", "100 0"}
+    assert values.keys() == {"run", "status", "session", "100 0", "json 100 0"}
     assert json.loads(values["status"]) == ["run", "completed"]
     time = r"\S{25,40}"
     run = re.fullmatch(rf"1 {time} {time} - (.*)", values["run"])
@@ -231,6 +232,7 @@ def test_values_are_text(client: Client, redis_url: str) -> None:
     first, *events = values["100 0"].split("\n")
     assert json.loads(first) == "run"
     assert [json.loads(event.split(" ", 2)[2])["type"] for event in events] == ["generic", "x\n1 2 {}"]
+    assert values["json 100 0"] == f'["run",100,0,{len(page)}]\n{page}'
 
 
 def test_absence_is_not_remembered(client: Client, redis_url: str) -> None:

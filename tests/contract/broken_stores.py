@@ -6,6 +6,7 @@ Each is a decorator, so it can break any repository. pytest does not collect thi
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -83,6 +84,9 @@ class Passing(Repository):
 
     def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
         return self.inner.get_events(run_id, limit, offset)
+
+    def get_events_json(self, run_id: str, limit: int = 100, offset: int = 0) -> bytes:
+        return self.inner.get_events_json(run_id, limit, offset)
 
     def get_status(self, run_id: str) -> str | None:
         return self.inner.get_status(run_id)
@@ -227,6 +231,34 @@ class MakesKnownEventsPlain(Passing):
             Event.model_validate(event.model_dump()).stamped(event.seq or 0, event.recorded_at or utc_now())
             for event in super().get_events(run_id, limit, offset)
         ]
+
+
+class SortsTheKeysOfJSON(Passing):
+    def get_events_json(self, run_id: str, limit: int = 100, offset: int = 0) -> bytes:
+        return json.dumps(json.loads(super().get_events_json(run_id, limit, offset)), sort_keys=True).encode()
+
+
+class NumbersTheItemsOfJSON(Passing):
+    def get_events_json(self, run_id: str, limit: int = 100, offset: int = 0) -> bytes:
+        items = json.loads(super().get_events_json(run_id, limit, offset))
+        return json.dumps([{**item, "seq": seq} for seq, item in enumerate(items, offset + 1)]).encode()
+
+
+class TakesTheOffsetOfJSONForASeq(Passing):
+    def get_events_json(self, run_id: str, limit: int = 100, offset: int = 0) -> bytes:
+        return super().get_events_json(run_id, limit, max(0, offset - 1))
+
+
+class RemembersJSON(Passing):
+    def __init__(self, inner: Repository) -> None:
+        super().__init__(inner)
+        self.pages: dict[tuple[str, int, int], bytes] = {}
+
+    def get_events_json(self, run_id: str, limit: int = 100, offset: int = 0) -> bytes:
+        page = self.pages.setdefault((run_id, limit, offset), super().get_events_json(run_id, limit, offset))
+        if page == b"[]":
+            del self.pages[run_id, limit, offset]
+        return page
 
 
 # ── watchers ─────────────────────────────────────────────────────────────────────────────────
@@ -1097,6 +1129,11 @@ class ShowsEverybodysEvents(OfAnOwner):
         return self.everybodys.get_events(run_id, limit, offset)
 
 
+class ShowsEverybodysJSON(OfAnOwner):
+    def get_events_json(self, run_id: str, limit: int = 100, offset: int = 0) -> bytes:
+        return self.everybodys.get_events_json(run_id, limit, offset)
+
+
 class TellsEverybodysStatuses(OfAnOwner):
     def get_status(self, run_id: str) -> str | None:
         return self.everybodys.get_status(run_id)
@@ -1186,6 +1223,10 @@ BROKEN: dict[type[Passing], str] = {
     DatesEventsWhenRead: "test_add_event_returns_what_is_stored",
     KeepsTheEventsOfDeletedRuns: "test_delete_run_deletes_its_events",
     MakesKnownEventsPlain: "test_known_events_come_back_as_their_class",
+    SortsTheKeysOfJSON: "test_events_are_read_as_json",
+    NumbersTheItemsOfJSON: "test_events_are_read_as_json",
+    TakesTheOffsetOfJSONForASeq: "test_the_windows_of_json_are_exact",
+    RemembersJSON: "test_json_is_read_as_it_is_now",
     ForgetsUnknownFieldsOfRuns: "test_unknown_fields_come_back[run]",
     ForgetsUnknownFieldsOfParts: "test_unknown_fields_come_back[part]",
     ForgetsUnknownFieldsOfEvents: "test_unknown_fields_come_back[event]",
@@ -1287,6 +1328,7 @@ BROKEN_CAPABILITY: dict[type[Passing], str] = {
     ListsEverybodysRuns: "test_an_owner_lists_only_their_own",
     CountsEverybodysRuns: "test_an_owner_lists_only_their_own",
     ShowsEverybodysEvents: "test_what_others_have_is_not_there",
+    ShowsEverybodysJSON: "test_what_others_have_is_not_there",
     TellsEverybodysStatuses: "test_what_others_have_is_not_there",
     OverwritesAnothersRun: "test_what_others_have_cannot_be_written",
     AppendsToAnothersRun: "test_what_others_have_cannot_be_written",

@@ -163,6 +163,9 @@ class Awaited(Repository):
     def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
         return self._loop.run(self._repository.get_events(run_id, limit, offset))
 
+    def get_events_json(self, run_id: str, limit: int = 100, offset: int = 0) -> bytes:
+        return self._loop.run(self._repository.get_events_json(run_id, limit, offset))
+
     def watch_events(self, run_id: str, *, after: int = 0, timeout: float | None = None) -> AwaitedWatch:
         return AwaitedWatch(self._repository.watch_events(run_id, after=after, timeout=timeout), self._loop)
 

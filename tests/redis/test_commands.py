@@ -102,8 +102,9 @@ def test_a_write_is_one_command(alone_redis: Redis) -> None:
         counted(admin)
         repository.get_run("run-1")
         repository.get_events("run-1")
+        repository.get_events_json("run-1")
         repository.get_status("run-1")
-        assert counted(admin) == {"hmget": 1, "xrange": 1, "hget": 1}
+        assert counted(admin) == {"hmget": 1, "xrange": 2, "hget": 1}
 
 
 def test_a_list_does_not_read_other_runs(alone_redis: Redis) -> None:
@@ -184,11 +185,14 @@ def test_foreign_values_are_named(alone_redis: Redis) -> None:
         session = repository._keys.session("session-1").keys[4].decode()
         admin.hset(run, "json", "garbage")
         admin.xadd(events, {"json": "garbage"}, id="2-1")
+        stream = repository._keys.run("run-2").keys[5].decode()
+        admin.xadd(stream, {"json": b"\xff"}, id="1-1")
         admin.hset(session, "state", "garbage")
         for key, call in (
             (run, lambda: repository.get_run("run-1")),
             (run, repository.list_runs),
             (events, lambda: repository.get_events("run-1")),
+            (stream, lambda: repository.get_events_json("run-2")),
             (session, lambda: repository.get_session("session-1")),
         ):
             with pytest.raises(ConfigurationError) as caught:

@@ -36,6 +36,7 @@ READS: dict[str, Callable[[Repository], object]] = {
     "list_runs": lambda repository: repository.list_runs(),
     "get_session": lambda repository: repository.get_session("session"),
     "get_events": lambda repository: repository.get_events("run"),
+    "get_events_json": lambda repository: repository.get_events_json("run"),
     "stats": lambda repository: repository.stats(),
 }
 WRITES: dict[str, Callable[[Repository], object]] = {

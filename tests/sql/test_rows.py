@@ -109,6 +109,28 @@ def test_stored_json_is_what_was_sent(file_url: str, engine: Engine) -> None:
     assert json.dumps(json.loads(stored)) == json.dumps(json.loads(sent))
 
 
+def test_json_is_the_stored_text(file_url: str, engine: Engine) -> None:
+    """`get_events_json` gives what stands in the table as it stands, but for U+0000 and the marker of an order."""
+    odd = '{"type": "acme", "b": 1e5, "a": "\\u00e9",\n "at": "2026-01-01 00:00Z"}'
+    with open_repository(file_url) as repository:
+        swapped = {"part": {"content": "\0", "content_type": "\u2400"}, "type": "message.part"}
+        repository.add_events("r", [{"type": "x"}, POISON, swapped])
+        wanted = [event.model_dump_json() for event in repository.get_events("r")]
+        assert wanted[2] == json.dumps(swapped, ensure_ascii=False, separators=(",", ":"))
+        assert repository.get_events_json("r").decode() == f"[{','.join(wanted)}]"
+        with engine.begin() as connection:
+            payload = "cast(:text as json)" if engine.dialect.name == "postgresql" else ":text"
+            connection.execute(text(f"update acp_events set payload = {payload} where seq = 1"), {"text": odd})
+        assert repository.get_events_json("r").decode() == f"[{','.join([odd, *wanted[1:]])}]"
+        erased = ("message.part", 'odd \u2400 \x01\x7f\n"\\é🚚')
+        repository.add_event("r", {"type": erased[1]})
+        assert repository.erase_event("r", 3)
+        assert repository.erase_event("r", 4)
+        wanted = [event.model_dump_json() for event in repository.get_events("r", offset=2)]
+        assert [json.loads(item) for item in wanted] == [{"type": each, "erased": True} for each in erased]
+        assert repository.get_events_json("r", offset=2).decode() == f"[{','.join(wanted)}]"
+
+
 def test_times_compare_in_sql(file_url: str, engine: Engine) -> None:
     """Times of other zones stand in the tables as UTC, so that comparing them in SQL compares instants."""
     with open_repository(file_url) as repository:

@@ -12,7 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acp_store import Message, PayloadError
-from acp_store.codec import MAX_DEPTH, decode_record, decode_value, encode, escape_nul, same_value, unescape_nul
+from acp_store.codec import (
+    MAX_DEPTH,
+    decode_events,
+    decode_record,
+    decode_value,
+    encode,
+    escape_nul,
+    events_json,
+    same_value,
+    unescape_nul,
+)
+from acp_store.records import as_event, utc_now
 
 TEXT = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from('\0\u2400\\"u0')))
 VALUES = st.recursive(
@@ -20,6 +31,37 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
     max_leaves=20,
 )
+
+
+FIELDS = st.dictionaries(TEXT, VALUES, max_size=4)
+
+
+def _shuffled(fields: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.permutations(list(fields.items())).map(dict)
+
+
+PARTS = st.builds(lambda extra, text: {**extra, "content": text, "content_type": "text/x"}, FIELDS, TEXT)
+EVENTS = st.one_of(
+    st.builds(lambda extra, type_: {**extra, "type": type_}, FIELDS, TEXT),
+    st.builds(lambda extra, value: {**extra, "type": "generic", "generic": value}, FIELDS, VALUES),
+    st.builds(
+        lambda extra, part: {**extra, "type": "message.part", "part": part}, FIELDS, PARTS.flatmap(_shuffled) | VALUES
+    ),
+    st.builds(
+        lambda run, value: {"type": "run.awaiting", "run": {**run, "await_request": value}},
+        _shuffled({"run_id": "1", "agent_name": "a", "created_at": "2026-01-01T00:00:00.5+01:00", "status": "x"}),
+        VALUES,
+    ),
+).flatmap(_shuffled)
+
+
+@given(st.lists(EVENTS, max_size=5))
+def test_events_as_json_are_what_is_read(sent: list[dict[str, Any]]) -> None:
+    """The JSON of stored events is, byte for byte, that of the events they are read as."""
+    texts = [encode("event", as_event(event)) for event in sent]
+    events = decode_events([(seq, utc_now(), text) for seq, text in enumerate(texts, 1)])
+    wanted = f"[{','.join(event.model_dump_json() for event in events)}]"
+    assert events_json([(text,) for text in texts]) == wanted.encode()
 
 
 @given(VALUES)

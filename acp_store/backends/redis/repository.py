@@ -20,7 +20,7 @@ from acp_store.backends.redis.mapping import (
     values_of_session,
 )
 from acp_store.checks import check_count, check_name, check_noun, check_order, check_time, cursor_of, parse_cursor
-from acp_store.codec import decode_events, encode, same_value, settled
+from acp_store.codec import decode_events, encode, events_json, same_value, settled
 from acp_store.errors import (
     AcpStoreError,
     ConfigurationError,
@@ -257,11 +257,12 @@ class RedisRepository(Repository):
         return [event.stamped(seq, time) for seq, event in enumerate(given, first)]
 
     def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
-        place = self._keys.run(check_name("run id", run_id))
-        limit, offset = check_count("limit", limit), check_count("offset", offset)
-        command = ("XRANGE", place.keys[5], offset + 1, "+", "COUNT", limit)
-        rows = self._client.call(place.partition, command)
-        return _decoded(place.keys[5], lambda rows: decode_events([_event_row(row) for row in rows]), rows or [])
+        key, rows = self._window(run_id, limit, offset)
+        return _decoded(key, lambda rows: decode_events([_event_row(row) for row in rows]), rows)
+
+    def get_events_json(self, run_id: str, limit: int = 100, offset: int = 0) -> bytes:
+        key, rows = self._window(run_id, limit, offset)
+        return _decoded(key, lambda rows: events_json([(text.decode(),) for _, (_, text) in rows]), rows)
 
     def subscribe(self, run_id: str, wake: Callable[[], object]) -> Subscription:
         subscription = self._notifier.subscribe(run_id, wake)
@@ -312,6 +313,12 @@ class RedisRepository(Repository):
 
     def _scan(self, cursor: Any) -> tuple[Any, ...]:
         return ("SCAN", cursor, "MATCH", self._keys.pattern, "COUNT", 1000)
+
+    def _window(self, run_id: str, limit: int, offset: int) -> tuple[bytes, Any]:
+        place = self._keys.run(check_name("run id", run_id))
+        limit, offset = check_count("limit", limit), check_count("offset", offset)
+        command = ("XRANGE", place.keys[5], offset + 1, "+", "COUNT", limit)
+        return place.keys[5], self._client.call(place.partition, command) or []
 
     def _write_run(self, script: scripts.Script, run_id: str, place: Place, *values: Any) -> Any:
         answer = self._client.call(place.partition, self._run_command(script, run_id, place, *values), write=True)

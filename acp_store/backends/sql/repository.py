@@ -48,7 +48,7 @@ from acp_store.checks import (
     cursor_of,
     parse_cursor,
 )
-from acp_store.codec import decode_events, same_value, settled
+from acp_store.codec import decode_events, events_json, same_value, settled
 from acp_store.errors import AcpStoreError, ConfigurationError, ConflictError, UnsupportedError
 from acp_store.records import (
     Event,
@@ -328,14 +328,12 @@ class SQLRepository(Repository):
             return verify_run(snapshot, self._dialect, run_id, self._owner)
 
     def get_events(self, run_id: str, limit: int = 100, offset: int = 0) -> list[Event]:
-        values = {
-            "run_id": check_name("run id", run_id),
-            "limit": check_count("limit", limit),
-            "offset": check_count("offset", offset),
-        }
-        rows = self._read(statements.get_events, values)
+        rows = self._read(statements.get_events, _window(run_id, limit, offset))
         time_out = self._dialect.time_out
         return decode_events([(seq, time_out(recorded_at), payload) for seq, recorded_at, payload in rows])
+
+    def get_events_json(self, run_id: str, limit: int = 100, offset: int = 0) -> bytes:
+        return events_json(self._read(statements.get_payloads, _window(run_id, limit, offset)))
 
     def facts(self, run_id: str | None = None) -> Iterator[Fact]:
         """Read what `acp_store.verifying` checks, of one run or of everything, as `acp_store.audit` does.
@@ -450,6 +448,14 @@ def _switch(name: str, value: object) -> bool:
         return _SWITCHES[value]
     except (KeyError, TypeError):
         raise ConfigurationError(f"{name}={value!r}: True or False is wanted") from None
+
+
+def _window(run_id: str, limit: int, offset: int) -> Values:
+    return {
+        "run_id": check_name("run id", run_id),
+        "limit": check_count("limit", limit),
+        "offset": check_count("offset", offset),
+    }
 
 
 def _taken(noun: str, id_: str) -> ConflictError:

@@ -252,9 +252,18 @@ def get_session(owned: bool) -> Executable:
 
 def get_events(owned: bool) -> Executable:
     """Read a window of a run's events: `seq` is gapless, so the window is a range of it."""
+    return _window((EventRow.seq, EventRow.recorded_at, EventRow.payload), owned)
+
+
+def get_payloads(owned: bool) -> Executable:
+    """Read only the payloads of a window of a run's events; as rows, since one value of all has a limit (1 GB)."""
+    return _window((EventRow.payload,), owned)
+
+
+def _window(columns: tuple[InstrumentedAttribute[Any], ...], owned: bool) -> Executable:
     first = bindparam("offset", type_=BigInteger)
     return (
-        select(EventRow.seq, EventRow.recorded_at, EventRow.payload)
+        select(*columns)
         .where(EventRow.run_id == _name("run_id"), EventRow.seq > first, *is_owners(_name("run_id"), owned))
         .order_by(EventRow.seq)
         .limit(bindparam("limit", type_=BigInteger))
