@@ -155,13 +155,11 @@ def decode_events(rows: Sequence[tuple[int, datetime, str]]) -> list[Event]:
     """Return events from rows of seq, time of recording and stored text."""
     text = unescape_nul("[" + ",".join([row[2] for row in rows]) + "]")
     events = _EVENTS.validate_json(text)
-    for event, (seq, recorded_at, _) in zip(events, rows, strict=True):
+    for event, (seq, recorded_at, payload) in zip(events, rows, strict=True):
         fields = event.__dict__
         fields["seq"], fields["recorded_at"] = seq, recorded_at
-    if '{ "' in text:
-        for event, (_, _, payload) in zip(events, rows, strict=True):
-            if payload[1] == " ":
-                restore_order(event, decode_value(payload))
+        if payload[1] == " ":
+            restore_order(event, decode_value(payload))
     return events
 
 
