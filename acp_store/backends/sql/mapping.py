@@ -7,7 +7,7 @@ the place of a blank.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from acp_store.actors import Stamp
@@ -46,7 +46,6 @@ _BLANKS: Final = {
     "created_at": "0",
     "finished_at": "null",
 }
-_BLANK: Final = {"mode": "null", _LATER: "null"}
 _DOCUMENTS: Final = ("await_request", "output", "error")
 
 
@@ -111,11 +110,18 @@ def run_from_row(row: Row, dialect: SQLDialect) -> Run:
     if unknown is not None and _LATER in unknown:
         extra = None
     documents = (await_request or "null", output, error or "null")
-    given = {"input": input_, "mode": mode, "metadata": metadata, _LATER: status_at}
-    beyond = {name: _BLANK.get(name, value) for name, value in given.items() if value is not None}
+    beyond: dict[str, str] = {}
+    if input_ is not None:
+        beyond["input"] = input_
+    if mode is not None:
+        beyond["mode"] = "null"
+    if metadata is not None:
+        beyond["metadata"] = metadata
+    if status_at is not None:
+        beyond[_LATER] = "null"
     if wire_fields is None:
         text = _object([_USUAL % documents, *_members(beyond, beyond)], extra)
-        in_order = _in_order((*documents, input_, metadata))
+        in_order = " " not in [text[1:2] for text in (*documents, *beyond.values())]
     else:
         fields = {**_BLANKS, **dict(zip(_DOCUMENTS, documents, strict=True)), **beyond}
         names = _split(wire_fields)
@@ -201,7 +207,7 @@ def session_from_row(row: Row, dialect: SQLDialect) -> Session:
     names = Session.WIRE_FIELDS if wire_fields is None else _split(wire_fields)
     # What was appended to a session that came without it is in its JSON from then on.
     names = [*names, *(name for name, value in (("state", state), ("history", history)) if value and name not in names)]
-    in_order = wire_fields is None and _in_order((state,)) and '{ "' not in (history or "")
+    in_order = wire_fields is None and (state or "null")[1:2] != " " and '{ "' not in (history or "")
     session = decode_record(Session, _object(_members(fields, names), extra), in_order=in_order)
     session.__dict__.update(id=session_id, version=version, updated_at=dialect.time_out(updated_at), owner=owner)
     return session
@@ -242,13 +248,9 @@ def _split(wire_fields: str) -> list[str]:
     return wire_fields.split(",") if wire_fields else []
 
 
-def _in_order(documents: Sequence[str | None]) -> bool:
-    return all(text is None or text[1:2] != " " for text in documents)
-
-
-def _members(fields: Mapping[str, str | None], names: Iterable[str]) -> list[str]:
+def _members(fields: Mapping[str, str], names: Iterable[str]) -> list[str]:
     # Not one that is named and has no value: another version may have written the names.
-    return [f'"{name}":{fields[name]}' for name in names if fields.get(name) is not None]
+    return [f'"{name}":{fields[name]}' for name in names if name in fields]
 
 
 def _object(members: list[str], extra: str | None) -> str:
