@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from queue import Empty, LifoQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import sqlalchemy.exc
@@ -111,11 +111,10 @@ class EnginePool(Pool):
 
 
 class OwnPool(Pool):
-    """Keeps connections of our own engine in a stack, at most so many.
+    """Keeps connections of our own engine open, at most so many; the one that was used last is lent first.
 
-    SQLAlchemy's pool takes 40 µs to lend a connection and to get it back, a tenth of an append; it opens them
-    here, and what is lent and given back with each call are places in a stack, of which the ones on top hold an
-    open connection.
+    SQLAlchemy's pool, which takes 40 µs to lend a connection and get it back, a tenth of an append, only
+    opens them here.
     """
 
     def __init__(self, engine: Engine, dialect: SQLDialect, options: EngineOptions) -> None:
@@ -123,39 +122,42 @@ class OwnPool(Pool):
         self._options = options
         self._closed = False
         self._inherited: list[object] = []
-        self._fill()
+        self._begin()
 
-    def _fill(self) -> None:
-        self._places: LifoQueue[Borrowed | None] = LifoQueue()
+    def _begin(self) -> None:
+        self._idle: list[Borrowed] = []
+        self._permits: SimpleQueue[None] = SimpleQueue()  # to have a connection; waited for in line
         for _ in range(self._options.pool_size):
-            self._places.put(None)
+            self._permits.put(None)
 
     @property
     def lent(self) -> int:
         """How many are lent out."""
-        return self._options.pool_size - self._places.qsize()
+        return self._options.pool_size - self._permits.qsize()
 
     def take(self) -> Borrowed:
         try:
-            borrowed = self._places.get(timeout=self._options.timeout)
+            self._permits.get(timeout=self._options.timeout)
         except Empty:
             raise _none_free(self._options.timeout, self._options.pool_size) from None
-        if borrowed is not None:
-            if not self._dialect.has_died(borrowed.driver):
-                return borrowed
-            _close(borrowed)
         try:
+            while (borrowed := self._pop()) is not None:
+                if not self._dialect.has_died(borrowed.driver):
+                    return borrowed
+                _close(borrowed)
             return self._open()
         except BaseException:
-            self._places.put(None)
+            self._permits.put(None)
             raise
 
     def give_back(self, borrowed: Borrowed) -> None:
         if self._closed or self._dialect.is_lost(borrowed.driver):
             _close(borrowed)
-            self._places.put(None)
         else:
-            self._places.put(borrowed)
+            self._idle.append(borrowed)
+            if self._closed:  # meanwhile
+                self._close_idle()
+        self._permits.put(None)
 
     def close(self) -> None:
         self._closed = True
@@ -168,9 +170,9 @@ class OwnPool(Pool):
             self._engine.dispose()
 
     def after_fork(self) -> None:
-        self._inherited.append(self._places)  # so that the parent's connections are not ended here
+        self._inherited.append(self._idle)  # so that the parent's connections are not ended here
         self._engine.dispose(close=False)
-        self._fill()
+        self._begin()
 
     def _open(self) -> Borrowed:
         if self._closed:
@@ -181,14 +183,14 @@ class OwnPool(Pool):
         return Borrowed(driver, driver.cursor())
 
     def _close_idle(self) -> None:
-        idle = []
-        with suppress(Empty):
-            while True:
-                idle.append(self._places.get_nowait())
-        for borrowed in idle:
-            if borrowed is not None:
-                _close(borrowed)
-            self._places.put(None)
+        while (borrowed := self._pop()) is not None:
+            _close(borrowed)
+
+    def _pop(self) -> Borrowed | None:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
 
 
 def _close(borrowed: Borrowed) -> None:
