@@ -151,12 +151,12 @@ class OwnPool(Pool):
             raise
 
     def give_back(self, borrowed: Borrowed) -> None:
-        if self._closed or self._dialect.is_lost(borrowed.driver):
+        if self._dialect.is_lost(borrowed.driver):
             _close(borrowed)
         else:
             self._idle.append(borrowed)
-            if self._closed:  # meanwhile
-                self._close_idle()
+        if self._closed:
+            self._close_idle()
         self._permits.put(None)
 
     def close(self) -> None:
