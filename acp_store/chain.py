@@ -28,11 +28,13 @@ from acp_store.codec import escape_nul
 __all__ = [
     "DIGEST_BYTES",
     "SALT_BYTES",
+    "EventForm",
     "EventText",
     "StatusText",
     "digest_of_payload",
     "erased_payload",
     "erasure_digest",
+    "event_form",
     "event_text",
     "new_salt",
     "status_text",
@@ -77,14 +79,35 @@ class StatusText(NamedTuple):
         return hashlib.sha256(text.encode()).digest()
 
 
-def event_text(run_id: str, event_type: str, key: str | None, who: Stamp, payload_digest: bytes) -> EventText:
-    """Return the canonical text of an event."""
-    return EventText(
-        f'{{"actor":{_string(who.actor)},"key":{_string(key)},"payload_digest":"{payload_digest.hex()}","previous":',
+class EventForm(NamedTuple):
+    """The canonical text of an event but for the digest of its payload, which goes between the first two pieces."""
+
+    until_digest: str
+    until_previous: str
+    until_time: str
+    until_seq: str
+    end: str
+
+    def text(self, payload_digest: bytes) -> EventText:
+        """Return the text with the digest."""
+        until_digest, until_previous, *rest = self
+        return EventText(f"{until_digest}{payload_digest.hex()}{until_previous}", *rest)
+
+
+def event_form(run_id: str, event_type: str, key: str | None, who: Stamp) -> EventForm:
+    """Return the canonical text that events have in common."""
+    return EventForm(
+        f'{{"actor":{_string(who.actor)},"key":{_string(key)},"payload_digest":"',
+        '","previous":',
         f',"reason":{_string(who.reason)},"recorded_at":"',
         f'","run_id":{_string(run_id)},"seq":',
         f',"trace_id":{_string(who.trace_id)},"type":{_string(event_type)}}}',
     )
+
+
+def event_text(run_id: str, event_type: str, key: str | None, who: Stamp, payload_digest: bytes) -> EventText:
+    """Return the canonical text of an event with the digest of its payload."""
+    return event_form(run_id, event_type, key, who).text(payload_digest)
 
 
 def status_text(run_id: str, to_status: str, who: Stamp) -> StatusText:

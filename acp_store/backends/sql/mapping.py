@@ -7,13 +7,13 @@ the place of a blank.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from acp_store.actors import Stamp
 from acp_store.backends.sql.dialect import NewEvent, SQLDialect
 from acp_store.backends.sql.prepared import Row
-from acp_store.chain import digest_of_payload, event_text, new_salt
+from acp_store.chain import EventForm, digest_of_payload, event_form, new_salt
 from acp_store.checks import check_name, check_time
 from acp_store.codec import decode_record, decode_value, encode
 from acp_store.errors import PayloadError
@@ -22,7 +22,7 @@ from acp_store.records import Error, Event, Message, Run, Session, as_record
 __all__ = [
     "head_from_row",
     "message_text",
-    "new_event",
+    "new_events",
     "run_from_row",
     "session_from_row",
     "values_of_append",
@@ -180,19 +180,35 @@ def values_of_append(session_id: str, count: int, state: Any, who: Stamp) -> dic
     }
 
 
-def new_event(run_id: str, event: Event, key: str | None, who: Stamp, *, chained: bool) -> NewEvent:
-    """Return an event as it is written.
+def new_events(
+    run_id: str, events: Sequence[Event], who: Stamp, *, chained: bool, key: str | None = None
+) -> list[NewEvent]:
+    """Return events as they are written.
+
+    Args:
+        run_id: Their run.
+        events: The events.
+        who: What they are stamped with.
+        chained: Whether they get digests.
+        key: An idempotency key, of a single event.
 
     Raises:
-        PayloadError: It cannot be stored.
+        PayloadError: One of them cannot be stored.
     """
-    event_type = check_name("event type", event.type)
-    payload = encode(f"event of run {run_id!r}", event)
-    if not chained:
-        return NewEvent(event_type, payload, key, None, None, None)
-    salt = new_salt()
-    digest = digest_of_payload(salt, payload)
-    return NewEvent(event_type, payload, key, salt, digest, event_text(run_id, event_type, key, who, digest))
+    what = f"event of run {run_id!r}"
+    forms: dict[str, EventForm] = {}
+    new = []
+    for event in events:
+        event_type = check_name("event type", event.type)
+        payload = encode(what, event)
+        if chained:
+            form = forms.get(event_type) or forms.setdefault(event_type, event_form(run_id, event_type, key, who))
+            salt = new_salt()
+            digest = digest_of_payload(salt, payload)
+            new.append(NewEvent(event_type, payload, key, salt, digest, form.text(digest)))
+        else:
+            new.append(NewEvent(event_type, payload, key, None, None, None))
+    return new
 
 
 def message_text(session_id: str, message: Message | str) -> str:

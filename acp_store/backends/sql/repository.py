@@ -26,7 +26,7 @@ from acp_store.backends.sql.engine import check_schema, create_engine, dialect_o
 from acp_store.backends.sql.mapping import (
     head_from_row,
     message_text,
-    new_event,
+    new_events,
     run_from_row,
     session_from_row,
     values_of_append,
@@ -289,7 +289,7 @@ class SQLRepository(Repository):
         event = as_event(event)
         key = None if key is None else check_name("key", key)
         who = stamp()
-        new = new_event(run_id, event, key, who, chained=self._chain)
+        (new,) = new_events(run_id, [event], who, chained=self._chain, key=key)
         row = (
             self._dialect.append_event(self._bind, run_id, new, who, self._owner)
             if key is None
@@ -306,7 +306,7 @@ class SQLRepository(Repository):
         if not given:
             return []
         who = stamp()
-        new = [new_event(run_id, event, None, who, chained=self._chain) for event in given]
+        new = new_events(run_id, given, who, chained=self._chain)
         row = self._dialect.append_events(self._bind, run_id, new, who, self._owner)
         if row is None:
             raise _taken("run", run_id)
