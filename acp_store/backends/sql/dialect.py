@@ -203,6 +203,10 @@ class SQLDialect(ABC):
         """Undo what `take_over` set."""
 
     @abstractmethod
+    def cursor(self, driver: Any) -> Any:
+        """Return the cursor that runs all statements on a connection."""
+
+    @abstractmethod
     def has_died(self, driver: Any) -> bool:
         """Whether a connection of our own is known, without asking the server, to have ended while it was idle."""
 

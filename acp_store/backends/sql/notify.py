@@ -19,6 +19,7 @@ import psycopg
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from acp_store.backends.sql.postgresql_cursor import PreparingCursor
 from acp_store.errors import AcpStoreError
 from acp_store.forks import tell_of_forks
 from acp_store.watching import Notifier, Subscription
@@ -154,6 +155,7 @@ class _Link(threading.Thread):
         self._bell.setblocking(False)
         self._listener: Any = None
         self._sender: Any = None
+        self._voice: Any = None
         self._probe: str | None = None
         self._next_probe = 0.0
         self._retry = FIRST_RETRY_SECONDS
@@ -230,7 +232,8 @@ class _Link(threading.Thread):
         try:
             if self._sender is None:
                 self._sender = self._connect()
-            self._sender.execute(_NOTIFY, (CHANNEL, list(hints)))
+                self._voice = PreparingCursor(self._sender)
+            self._voice.execute(_NOTIFY, {"channel": CHANNEL, "hints": f"{{{','.join(hints)}}}"})
         except BaseException:
             self._pending.extendleft(hints)
             raise
@@ -275,7 +278,7 @@ class _Link(threading.Thread):
         for connection in (self._listener, self._sender):
             if connection is not None:
                 connection.close()
-        self._listener = self._sender = None
+        self._listener = self._sender = self._voice = None
 
     def _rouse(self) -> None:
         if not self._roused:
@@ -284,7 +287,8 @@ class _Link(threading.Thread):
                 self._bell.send(b"!")
 
 
-_NOTIFY: Final = "SELECT pg_notify(%s, hint) FROM unnest(%s::text[]) AS hint"
+# One text with all hints, which are hexadecimal: the driver takes long to send an array.
+_NOTIFY: Final = "SELECT pg_notify(%(channel)s, hint) FROM unnest(%(hints)s::text[]) AS hint"
 
 
 def _hang_up(connection: Any) -> None:

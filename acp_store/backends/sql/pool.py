@@ -88,7 +88,7 @@ class EnginePool(Pool):
         before = self._dialect.take_over(driver)
         cursor = proxied.info.get(_CURSOR)
         if cursor is None:
-            cursor = proxied.info[_CURSOR] = driver.cursor()
+            cursor = proxied.info[_CURSOR] = self._dialect.cursor(driver)
         return Borrowed(driver, cursor, proxied, before)
 
     def give_back(self, borrowed: Borrowed) -> None:
@@ -180,7 +180,7 @@ class OwnPool(Pool):
         proxied = self._connect()
         driver: Any = proxied.dbapi_connection
         proxied.detach()
-        return Borrowed(driver, driver.cursor())
+        return Borrowed(driver, self._dialect.cursor(driver))
 
     def _close_idle(self) -> None:
         while (borrowed := self._pop()) is not None:

@@ -47,6 +47,7 @@ from acp_store.backends.sql.dialect import (
 )
 from acp_store.backends.sql.notify import PostgreSQLNotifier, SharedNotifiers
 from acp_store.backends.sql.numbering import take_numbers
+from acp_store.backends.sql.postgresql_cursor import PreparingCursor
 from acp_store.backends.sql.prepared import Row, Values
 from acp_store.backends.sql.rights import FUNCTIONS, WRITER, quote
 from acp_store.chain import StatusText
@@ -167,6 +168,9 @@ class PostgreSQL(SQLDialect):
     def hand_back(self, driver: Any, before: bool) -> None:
         if before:
             driver.autocommit = False
+
+    def cursor(self, driver: Any) -> Any:
+        return PreparingCursor(driver) if isinstance(driver, psycopg.Connection) else driver.cursor()
 
     def has_died(self, driver: Any) -> bool:
         # A ping would cost a round trip for each call. A server that goes away says so on the socket, and an idle

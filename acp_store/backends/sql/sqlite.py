@@ -147,6 +147,9 @@ class SQLite(SQLDialect):
         if before is not None:
             driver.isolation_level = before
 
+    def cursor(self, driver: Any) -> Any:
+        return driver.cursor()
+
     def has_died(self, driver: Any) -> bool:  # noqa: ARG002
         return False
 
