@@ -8,6 +8,7 @@ skipped because a server is missing.
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import os
 import shutil
@@ -32,7 +33,7 @@ from tests.servers import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 # The same examples every time, however slow the machine is.
 hypothesis.settings.register_profile("acp", deadline=None, derandomize=True, database=None)
@@ -44,6 +45,18 @@ RECORDINGS = Path(__file__).parent / "data" / "acp-recordings.jsonl"
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: much of a test is waiting, for a disk, a process or a server."""
     return (os.cpu_count() or 1) + 1
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is collected stays to the end: no search for garbage, not even a test's own, looks at it again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
