@@ -39,6 +39,12 @@ if TYPE_CHECKING:
 hypothesis.settings.register_profile("acp", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("acp")
 
+# The files of tests lie in memory, where there is enough of it: on a disk each commit of SQLite waits for it, and what
+# a disk keeps when the power fails is nothing that a test can see.
+MEMORY = Path("/dev/shm")
+if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= 2 << 30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
 RECORDINGS = Path(__file__).parent / "data" / "acp-recordings.jsonl"
 
 
