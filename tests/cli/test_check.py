@@ -19,6 +19,7 @@ from sqlalchemy import make_url
 
 from acp_store.backends.sql.rights import FUNCTIONS, WRITER
 from acp_store.backends.sql.roles import Roles, apply_roles
+from acp_store.migrate import upgrade
 from acp_store.models import REVISION
 from tests.cli.program import RECORDINGS, SCRIPT, environment, run
 from tests.cli.test_front_door import make_newer
@@ -49,16 +50,24 @@ def own_server(unused_postgres: Postgres) -> Iterator[Postgres]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def admin_template(own_server: Postgres) -> str:
+    """The name of a database there that is migrated in its public schema and in `SCHEMA`."""
+    with driver(own_server.url) as execute:
+        execute("create database migrated")
+    url = own_server.url_for("migrated")
+    upgrade(url)
+    upgrade(url, schema=SCHEMA[1])
+    return "migrated"
+
+
 @pytest.fixture
-def admin_url(own_server: Postgres, invoke: Invoke) -> str:
+def admin_url(own_server: Postgres, admin_template: str) -> str:
     """A fresh database there, migrated in its public schema and in `SCHEMA`."""
     name = f"a_{uuid.uuid4().hex}"
     with driver(own_server.url) as execute:
-        execute(f"create database {name}")
-    url = own_server.url_for(name)
-    assert invoke("db", "upgrade", "--url", url).code == 0
-    assert invoke("db", "upgrade", "--url", url, *SCHEMA).code == 0
-    return url
+        execute(f"create database {name} template {admin_template}")
+    return own_server.url_for(name)
 
 
 def path_of(sqlite_url: str) -> Path:
