@@ -2,8 +2,9 @@
 
 All of them run over each backend, and over each way to open one that has a connection with settings of its own: a
 value is bent, and bad input let through, by the records, by the driver, or by what is set on its connection. Where a
-repository differs from one of those by the names in its statements, by a condition in them or by the thread that runs
-them, the clauses on values and input would go the very same way again: `leaving_out` names them, and all others run.
+repository differs from one of those by the names in its statements, by a condition in them, by the thread that runs
+them, or by what a decorator that keeps values itself is around, the clauses on values and input would go the very same
+way again: `leaving_out` names them, and all others run.
 
 A way that ends in the very object that another one takes runs what a unit of work does on it: `only`.
 """

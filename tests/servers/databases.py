@@ -20,7 +20,7 @@ _NO_OTHERS: Final = """
     SELECT bool_and(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
 """
-# Beside tables with rows, those that had some.
+# Tables that hold or held rows: a row that was undone or deleted leaves its place.
 _USED: Final = """
     SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind = 'r' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND pg_relation_size(c.oid) > 0
@@ -28,6 +28,7 @@ _USED: Final = """
 _CATALOGS: Final = """
     SELECT relname FROM pg_class
     WHERE relnamespace = 'pg_catalog'::regnamespace AND relkind = 'r' AND NOT relisshared AND relname <> 'pg_class'
+    AND has_table_privilege(oid, 'SELECT')
     ORDER BY 1
 """
 # No row of a catalog is changed without a new transaction's number, but for pg_class, of which is read what it says.
@@ -38,6 +39,7 @@ _STATE: Final = """
                 - CASE relkind WHEN 'i' THEN '{{relpages,reltuples}}'::text[] ELSE '{{}}' END
             )::text, ' ' ORDER BY oid)) FROM pg_class c WHERE oid >= 16384),
         (SELECT count(*) FROM pg_class),
+        (SELECT count(*) FROM pg_stats WHERE schemaname NOT IN ('pg_catalog', 'information_schema')),
         (SELECT string_agg(s::text, ' ' ORDER BY s::text) FROM pg_sequences s),
         (SELECT row(datdba, datacl, datconnlimit, datallowconn)::text FROM pg_database
             WHERE datname = current_database()),
