@@ -8,36 +8,42 @@ skipped because a server is missing.
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import os
 import shutil
 import sqlite3
-import uuid
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
-from psycopg import sql
 
 from tests.servers import (
     REDIS_DATABASES,
     GivenPostgres,
     GivenRedis,
+    LentDatabases,
     Postgres,
     Redis,
     RedisCluster,
-    connect,
     empty_redis_database,
+    new_database,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 # The same examples every time, however slow the machine is.
 hypothesis.settings.register_profile("acp", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("acp")
+
+# The files of tests lie in memory, where there is enough of it: on a disk each commit of SQLite waits for it, and what
+# a disk keeps when the power fails is nothing that a test can see.
+MEMORY = Path("/dev/shm")
+if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= 2 << 30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 RECORDINGS = Path(__file__).parent / "data" / "acp-recordings.jsonl"
 
@@ -45,6 +51,18 @@ RECORDINGS = Path(__file__).parent / "data" / "acp-recordings.jsonl"
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: much of a test is waiting, for a disk, a process or a server."""
     return (os.cpu_count() or 1) + 1
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is collected stays to the end: no search for garbage, not even a test's own, looks at it again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,14 +75,14 @@ def _no_database_of_the_developer() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres | GivenPostgres]:
+def postgres(request: pytest.FixtureRequest) -> Iterator[Postgres | GivenPostgres]:
     """The run's PostgreSQL server; do not disturb it, see `own_postgres`."""
     if url := os.environ.get("ACP_TEST_POSTGRES_URL"):
         given = GivenPostgres(url)
         given.require()
         yield given
     else:
-        with Postgres() as server:
+        with Postgres(request.getfixturevalue("unused_postgres")) as server:
             yield server
 
 
@@ -73,28 +91,36 @@ def postgres_template(postgres: Postgres | GivenPostgres) -> Iterator[str]:
     """The name of a migrated database that nobody is connected to."""
     from acp_store.migrate import upgrade
 
-    with _database(postgres, "tpl") as name:
+    with new_database(postgres, "tpl") as name:
         upgrade(postgres.url_for(name))
         yield name
 
 
+@pytest.fixture(scope="session")
+def lent_databases(postgres: Postgres | GivenPostgres, postgres_template: str) -> Iterator[LentDatabases]:
+    """Migrated databases that go from test to test, as new."""
+    databases = LentDatabases(postgres, postgres_template)
+    yield databases
+    databases.close()
+
+
 @pytest.fixture
-def postgres_url(postgres: Postgres | GivenPostgres, postgres_template: str) -> Iterator[str]:
+def postgres_url(postgres: Postgres | GivenPostgres, lent_databases: LentDatabases) -> Iterator[str]:
     """A fresh migrated PostgreSQL database."""
-    with _database(postgres, "t", template=postgres_template) as name:
+    with lent_databases.lend() as name:
         yield postgres.url_for(name)
 
 
 @pytest.fixture
 def empty_postgres_url(postgres: Postgres | GivenPostgres) -> Iterator[str]:
     """A fresh PostgreSQL database without tables."""
-    with _database(postgres, "e") as name:
+    with new_database(postgres, "e") as name:
         yield postgres.url_for(name)
 
 
 @pytest.fixture(scope="session")
 def unused_postgres() -> Iterator[Postgres]:
-    """A server that never runs: the origin of those that tests have for themselves."""
+    """A server that never runs: the origin of all others."""
     server = Postgres()
     try:
         server.prepare()
@@ -205,7 +231,7 @@ def empty_url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def shared_postgres_url(postgres: Postgres | GivenPostgres, postgres_template: str) -> Iterator[str]:
     """One migrated PostgreSQL database for all tests that leave it empty, or empty it first."""
-    with _database(postgres, "s", template=postgres_template) as name:
+    with new_database(postgres, "s", template=postgres_template) as name:
         yield postgres.url_for(name)
 
 
@@ -238,18 +264,3 @@ def _fixture(request: pytest.FixtureRequest, names: dict[str, str]) -> str:
     """The fixture for this parameter, made only now, so that a SQLite test starts no server."""
     found: str = request.getfixturevalue(names[request.param])
     return found
-
-
-@contextmanager
-def _database(server: Postgres | GivenPostgres, prefix: str, *, template: str = "template0") -> Iterator[str]:
-    name = f"{prefix}_{uuid.uuid4().hex}"
-    with connect(server.url) as admin:
-        command = sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(template))
-        if admin.info.server_version >= 150000:
-            command += sql.SQL(" strategy wal_log")
-        admin.execute(command)
-    try:
-        yield name
-    finally:
-        with connect(server.url) as admin:
-            admin.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))

@@ -12,12 +12,15 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
+from psycopg import sql
 from sqlalchemy.engine import make_url
 
 from tests.servers import (
     GivenPostgres,
     GivenRedis,
+    LentDatabases,
     Postgres,
     Redis,
     RedisCluster,
@@ -590,6 +593,59 @@ def test_a_given_redis_must_answer(scheme: str) -> None:
     with pytest.raises(ServerUnavailableError, match="ACP_TEST_REDIS_URL") as caught:
         server.require()
     assert "secret" not in str(caught.value)
+
+
+@pytest.fixture
+def lent(postgres: Postgres | GivenPostgres, postgres_template: str) -> Iterator[LentDatabases]:
+    """Databases that nobody else is lent."""
+    databases = LentDatabases(postgres, postgres_template)
+    yield databases
+    databases.close()
+
+
+def test_a_lent_database_is_lent_again_as_new(lent: LentDatabases, postgres: Postgres | GivenPostgres) -> None:
+    """What a test writes is gone, and so are the connections that it leaves open."""
+    with lent.lend() as name:
+        left = connect(postgres.url_for(name))
+        left.execute("insert into acp_event_heads (run_id, last_seq) values ('a', 1)")
+        left.execute("vacuum acp_event_heads")
+        left.execute("begin; insert into acp_event_heads (run_id, last_seq) values ('b', 1)")
+    with pytest.raises(psycopg.OperationalError):
+        left.execute("commit")
+    with lent.lend() as again, connect(postgres.url_for(again)) as db:
+        assert again == name
+        assert not db.execute("select from acp_event_heads").rowcount
+        size = "select relpages, reltuples, pg_relation_size(oid) from pg_class where relname = 'acp_event_heads'"
+        assert db.execute(size).fetchone() == (0, -1, 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "alter table acp_runs add mine int",
+        "create table mine ()",
+        "grant select on acp_runs to public",
+        "revoke connect on database {} from public",
+        "alter database {} set work_mem = '1MB'",
+        "comment on column acp_runs.input is 'mine'",
+        "update pg_index set indisvalid = false where indexrelid = 'ix_acp_runs_status'::regclass",
+        "update acp_alembic_version set version_num = 'mine'",
+        "analyze acp_runs",
+        "drop database {} with (force)",
+    ],
+)
+def test_a_changed_database_is_not_lent_again(
+    change: str, lent: LentDatabases, postgres: Postgres | GivenPostgres
+) -> None:
+    """A database in which anything but rows was changed, its statistics too, is gone."""
+    with lent.lend() as name, connect(postgres.url) as admin:
+        if "{}" in change:
+            admin.execute(sql.SQL(change).format(sql.Identifier(name)))
+        else:
+            with connect(postgres.url_for(name)) as db:
+                db.execute(change)
+    with connect(postgres.url) as admin:
+        assert not admin.execute("select from pg_database where datname = %s", [name]).rowcount
 
 
 def test_recordings_are_the_tests_own(recordings: list[dict[str, Any]], recorded_lines: list[dict[str, Any]]) -> None:

@@ -15,17 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@pytest.fixture(scope="module")
-def small_heap() -> Iterator[None]:
-    """Whatever is there already is not looked at again by each collection of a test."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.fixture
-def nothing_is_left(small_heap: None, caplog: pytest.LogCaptureFixture) -> Iterator[None]:  # noqa: ARG001
+def nothing_is_left(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """The loop's handler of last resort gets nothing to say, and no thread of ours survives."""
     before = threads()
     with caplog.at_level(logging.WARNING, "asyncio"):

@@ -13,8 +13,8 @@ from psycopg import sql
 from acp_store.models import VIEWS
 from tests.audit.databases import Database, open_database
 from tests.audit.story import write_story
-from tests.conftest import _database
 from tests.docs.pages import PAGES, blocks_of
+from tests.servers import new_database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +77,7 @@ def postgres_auditor(
 ) -> Iterator[Database]:
     """The story on PostgreSQL, in the eyes of a role that may read the views and nothing else."""
     with (
-        _database(postgres, "story", template=postgres_template) as name,
+        new_database(postgres, "story", template=postgres_template) as name,
         open_database(postgres.url_for(name)) as database,
     ):
         write_story(postgres.url_for(name), recorded_lines)

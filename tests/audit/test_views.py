@@ -17,9 +17,8 @@ from sqlalchemy import make_url
 from acp_store import actor, migrate, open_repository
 from acp_store.models import VIEWS
 from tests.audit.databases import Database, open_database, plain
-from tests.conftest import _database
 from tests.docs.pages import ROOT
-from tests.servers import connect
+from tests.servers import connect, new_database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -750,7 +749,7 @@ def fill(database: Database) -> None:
 def large_postgres(postgres: Postgres | GivenPostgres, postgres_template: str) -> Iterator[Database]:
     """A hundred thousand runs on PostgreSQL."""
     with (
-        _database(postgres, "large", template=postgres_template) as name,
+        new_database(postgres, "large", template=postgres_template) as name,
         open_database(postgres.url_for(name)) as database,
     ):
         fill(database)

@@ -7,7 +7,6 @@ import os
 import shlex
 import sqlite3
 import subprocess
-import sys
 import tempfile
 import uuid
 from contextlib import closing, contextmanager
@@ -20,9 +19,11 @@ from sqlalchemy import make_url
 
 from acp_store.backends.sql.rights import FUNCTIONS, WRITER
 from acp_store.backends.sql.roles import Roles, apply_roles
+from acp_store.migrate import upgrade
 from acp_store.models import REVISION
-from tests.cli.program import RECORDINGS, environment, run
+from tests.cli.program import RECORDINGS, SCRIPT, environment, run
 from tests.cli.test_front_door import make_newer
+from tests.nursery import Forked
 from tests.servers import Postgres
 
 if TYPE_CHECKING:
@@ -49,16 +50,24 @@ def own_server(unused_postgres: Postgres) -> Iterator[Postgres]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def admin_template(own_server: Postgres) -> str:
+    """The name of a database there that is migrated in its public schema and in `SCHEMA`."""
+    with driver(own_server.url) as execute:
+        execute("create database migrated")
+    url = own_server.url_for("migrated")
+    upgrade(url)
+    upgrade(url, schema=SCHEMA[1])
+    return "migrated"
+
+
 @pytest.fixture
-def admin_url(own_server: Postgres, invoke: Invoke) -> str:
+def admin_url(own_server: Postgres, admin_template: str) -> str:
     """A fresh database there, migrated in its public schema and in `SCHEMA`."""
     name = f"a_{uuid.uuid4().hex}"
     with driver(own_server.url) as execute:
-        execute(f"create database {name}")
-    url = own_server.url_for(name)
-    assert invoke("db", "upgrade", "--url", url).code == 0
-    assert invoke("db", "upgrade", "--url", url, *SCHEMA).code == 0
-    return url
+        execute(f"create database {name} template {admin_template}")
+    return own_server.url_for(name)
 
 
 def path_of(sqlite_url: str) -> Path:
@@ -329,21 +338,6 @@ def test_a_file_that_is_no_database(tmp_path: Path, invoke: Invoke) -> None:
     assert "file is not a database" in invoke("db", "check", "--url", f"sqlite:///{path}").error
 
 
-# No mode bits bind root, who becomes `nobody` here once everything is imported.
-CHECK_AS_A_USER = """
-import os, sys
-from acp_store.cli.__main__ import main
-main(["db", "check", "--url", sys.argv[1]])
-sys.stdout.flush()
-os.write(1, b"--\\n")
-if os.geteuid() == 0:
-    os.setgroups([])
-    os.setgid(65534)
-    os.setuid(65534)
-sys.exit(main(["db", "check", "--url", sys.argv[2]]))
-"""
-
-
 @pytest.mark.parametrize("name", ["acp.db", "acp.db-wal", "acp.db-shm", "."])
 def test_what_sqlite_may_not_write(name: str, sqlite_url: str, other_url: str, open_to_all: Path) -> None:
     """The file, its companions and their directory have to be writable; the command shown makes them so."""
@@ -355,10 +349,10 @@ def test_what_sqlite_may_not_write(name: str, sqlite_url: str, other_url: str, o
         (directory / each).chmod(0o666)
     (directory / "acp.db").write_bytes(path_of(sqlite_url).read_bytes())
     (directory / name).chmod(0o555)
-    command = [sys.executable, "-c", CHECK_AS_A_USER, other_url, f"sqlite:///{directory}/acp.db"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=False, text=True, env=environment())
-    (problem,) = map(json.loads, done.stdout.partition("--\n")[2].splitlines())
-    assert (done.returncode, problem["ok"]) == (1, False)
+    arguments = [SCRIPT, other_url, f"sqlite:///{directory}/acp.db"]
+    code, out, _ = Forked("tests.cli.checked_by_nobody", arguments, environment=environment()).output()
+    (problem,) = map(json.loads, out.partition("--\n")[2].splitlines())
+    assert (code, problem["ok"]) == (1, False)
     place = directory if name == "." else directory / name
     assert problem["detail"].startswith(f"{place} is not writable for user ")
     program, *_ = shlex.split(problem["fix"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import shutil
 import struct
 import sys
 import termios
@@ -15,7 +16,7 @@ import pytest
 from acp_store import BackendUnavailableError, SQLRepository, open_repository
 from acp_store.migrate import downgrade
 from acp_store.testing import factories
-from tests.cli.program import RECORDINGS, Terminal, run_on_terminal, running
+from tests.cli.program import Terminal, run_on_terminal, running
 from tests.cli.test_front_door import shell
 from tests.cli.test_queries import RUN, SESSION, bare
 from tests.servers import wait_until
@@ -30,10 +31,9 @@ PIPE_HOLDS = 65_536
 
 
 @pytest.fixture
-def filled_url(sqlite_url: str, invoke: Invoke) -> str:
+def filled_url(recorded_sqlite: Path, tmp_path: Path) -> str:
     """The recorded traffic on SQLite: what is shown does not depend on the database."""
-    invoke("import", str(RECORDINGS), "--url", sqlite_url)
-    return sqlite_url
+    return f"sqlite:///{shutil.copyfile(recorded_sqlite, tmp_path / 'filled.db')}"
 
 
 def finish(repository: Repository, run_id: str) -> None:
@@ -64,10 +64,10 @@ def test_a_run_is_followed_to_its_end(file_url: str, invoke: Invoke) -> None:
     [(), ("--limit", "2"), ("--limit", "0"), ("--offset", "4"), ("--offset", "1", "--limit", "3"), ("--offset", "6")],
     ids=" ".join,
 )
-def test_a_run_that_is_over(options: tuple[str, ...], imported_url: str, invoke: Invoke) -> None:
+def test_a_run_that_is_over(options: tuple[str, ...], recorded_url: str, invoke: Invoke) -> None:
     """What is stored comes first, through the same window as without --follow."""
-    done = invoke("events", RUN, "--follow", *options, "--url", imported_url)
-    assert done == invoke("events", RUN, *options, "--url", imported_url)
+    done = invoke("events", RUN, "--follow", *options, "--url", recorded_url)
+    assert done == invoke("events", RUN, *options, "--url", recorded_url)
     assert done.code == 0
 
 
@@ -237,9 +237,9 @@ def test_each_change_is_a_line(file_url: str, invoke: Invoke) -> None:
         assert program.end() == (130, "", "")
 
 
-def test_what_did_not_change_is_not_repeated(imported_url: str, invoke: Invoke) -> None:
+def test_what_did_not_change_is_not_repeated(recorded_url: str, invoke: Invoke) -> None:
     """With --times it ends after so many looks, and a run that was seen is not printed again."""
-    lines = invoke("runs", "watch", "--times", "3", *OFTEN, "--url", imported_url).lines
+    lines = invoke("runs", "watch", "--times", "3", *OFTEN, "--url", recorded_url).lines
     assert len({line["run_id"] for line in lines}) == len(lines) == 24
     assert [line["updated_at"] for line in lines] == sorted(line["updated_at"] for line in lines)
 
@@ -255,10 +255,10 @@ def test_what_did_not_change_is_not_repeated(imported_url: str, invoke: Invoke) 
     ],
     ids=" ".join,
 )
-def test_filters(options: tuple[str, ...], imported_url: str, invoke: Invoke) -> None:
+def test_filters(options: tuple[str, ...], recorded_url: str, invoke: Invoke) -> None:
     """It chooses as `runs list` does."""
-    looked = invoke("runs", "watch", "--times", "1", *options, "--url", imported_url)
-    listed = invoke("runs", "list", *options, "--url", imported_url)
+    looked = invoke("runs", "watch", "--times", "1", *options, "--url", recorded_url)
+    listed = invoke("runs", "list", *options, "--url", recorded_url)
     assert looked.code == 0
     assert sorted(map(by_id, looked.lines)) == sorted(map(by_id, listed.lines))
 

@@ -25,9 +25,9 @@ def bare(line: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in line.items() if name not in ASSIGNED}
 
 
-def test_runs_are_listed_newest_first(imported_url: str, recordings: list[dict[str, Any]], invoke: Invoke) -> None:
+def test_runs_are_listed_newest_first(recorded_url: str, recordings: list[dict[str, Any]], invoke: Invoke) -> None:
     """Each line is a run as recorded with its version; the last has the total."""
-    lines = invoke("runs", "list", "--limit", "100", "--url", imported_url).lines
+    lines = invoke("runs", "list", "--limit", "100", "--url", recorded_url).lines
     wanted = sorted(recordings, key=lambda each: str(each["run"]["created_at"]), reverse=True)
     assert [bare(line) for line in lines] == [
         {**each["run"], "input": each["input"], "mode": each["mode"]} for each in wanted
@@ -38,12 +38,12 @@ def test_runs_are_listed_newest_first(imported_url: str, recordings: list[dict[s
     assert not any("next_cursor" in line for line in lines)
 
 
-def test_pages_follow_each_other(imported_url: str, invoke: Invoke) -> None:
+def test_pages_follow_each_other(recorded_url: str, invoke: Invoke) -> None:
     """The cursor of a page leads to the next one, until there is none."""
     ids: list[str] = []
     options: list[str] = []
     while True:
-        lines = invoke("runs", "list", "--limit", "7", "--no-total", *options, "--url", imported_url).lines
+        lines = invoke("runs", "list", "--limit", "7", "--no-total", *options, "--url", recorded_url).lines
         ids += [line["run_id"] for line in lines]
         assert not any("total" in line for line in lines)
         if "next_cursor" not in lines[-1]:
@@ -67,9 +67,9 @@ def test_pages_follow_each_other(imported_url: str, invoke: Invoke) -> None:
         (("--after", "2026-11-22T01:14:38.264226Z", "--before", "2026-11-22T01:14:38.264227Z"), 1),
     ],
 )
-def test_filters(options: tuple[str, ...], count: int, imported_url: str, invoke: Invoke) -> None:
+def test_filters(options: tuple[str, ...], count: int, recorded_url: str, invoke: Invoke) -> None:
     """Each option of `runs list` chooses as the repository does."""
-    done = invoke("runs", "list", *options, "--url", imported_url)
+    done = invoke("runs", "list", *options, "--url", recorded_url)
     assert (done.code, done.err) == (0, "")
     assert len(done.lines) == min(count, 50)
 
@@ -90,24 +90,24 @@ def test_a_wrong_cursor(sqlite_url: str, invoke: Invoke) -> None:
     assert "cursor is none of ours" in invoke("runs", "list", "--cursor", "x", "--url", sqlite_url).error
 
 
-def test_one_run(imported_url: str, recordings: list[dict[str, Any]], invoke: Invoke) -> None:
+def test_one_run(recorded_url: str, recordings: list[dict[str, Any]], invoke: Invoke) -> None:
     """A run is shown as recorded, with its version and time of saving."""
-    shown = invoke("runs", "show", RUN, "--url", imported_url).line
+    shown = invoke("runs", "show", RUN, "--url", recorded_url).line
     (wanted,) = (each for each in recordings if each["run"]["run_id"] == RUN)
     assert bare(shown) == {**wanted["run"], "input": wanted["input"], "mode": wanted["mode"]}
     assert shown["version"] == 1
 
 
-def test_events(imported_url: str, recordings: list[dict[str, Any]], invoke: Invoke) -> None:
+def test_events(recorded_url: str, recordings: list[dict[str, Any]], invoke: Invoke) -> None:
     """Events come in order with their seq; limit and offset choose a window."""
     (wanted,) = (each["events"] for each in recordings if each["run"]["run_id"] == RUN)
-    lines = invoke("events", RUN, "--url", imported_url).lines
+    lines = invoke("events", RUN, "--url", recorded_url).lines
     assert [bare(line) for line in lines] == wanted
     assert [line["seq"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    window = invoke("events", RUN, "--limit", "2", "--offset", "3", "--url", imported_url).lines
+    window = invoke("events", RUN, "--limit", "2", "--offset", "3", "--url", recorded_url).lines
     assert [line["seq"] for line in window] == [4, 5]
     for options in (("--limit", "0"), ("--offset", "6")):
-        assert invoke("events", RUN, *options, "--url", imported_url) == (0, "", "")
+        assert invoke("events", RUN, *options, "--url", recorded_url) == (0, "", "")
 
 
 def test_events_without_a_run(file_url: str, invoke: Invoke) -> None:
@@ -119,9 +119,9 @@ def test_events_without_a_run(file_url: str, invoke: Invoke) -> None:
     assert invoke("events", "no events", "--url", file_url) == (0, "", "")
 
 
-def test_one_session(imported_url: str, recordings: list[dict[str, Any]], invoke: Invoke) -> None:
+def test_one_session(recorded_url: str, recordings: list[dict[str, Any]], invoke: Invoke) -> None:
     """A session is shown with its whole history."""
-    shown = invoke("sessions", "show", SESSION, "--url", imported_url).line
+    shown = invoke("sessions", "show", SESSION, "--url", recorded_url).line
     wanted = [each["session"] for each in recordings if each["session"]["id"] == SESSION][-1]
     assert bare(shown) == wanted
 
@@ -142,9 +142,9 @@ def test_what_is_not_there(command: tuple[str, ...], error: str, file_url: str, 
     assert invoke(*command, "--url", file_url).error == error
 
 
-def test_stats(imported_url: str, invoke: Invoke) -> None:
+def test_stats(recorded_url: str, invoke: Invoke) -> None:
     """The counts, and how many runs have which status."""
-    assert invoke("stats", "--url", imported_url).line == {
+    assert invoke("stats", "--url", recorded_url).line == {
         "runs": 24,
         "sessions": 3,
         "messages": 30,

@@ -6,7 +6,6 @@ import json
 import os
 import stat
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,8 @@ from acp_store import Repository, open_repository
 from acp_store.cli import importing
 from acp_store.cli.recording import PAGE, parse_line
 from acp_store.testing import factories
-from tests.cli.program import RECORDINGS, environment, run, start
+from tests.cli.program import RECORDINGS, SCRIPT, environment, run, start
+from tests.nursery import Forked
 from tests.servers import wait_until
 
 if TYPE_CHECKING:
@@ -394,19 +394,11 @@ def test_someone_else_saves_meanwhile(postgres_url: str, monkeypatch: pytest.Mon
     assert found.status == "completed"
 
 
-# Imports or exports so many runs and prints the most memory it took, in KiB.
-MEASURE = """
-import resource, sys
-from acp_store.cli.__main__ import main
-main(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
-"""
-
-
 def memory_of(*arguments: str) -> int:
-    command = [sys.executable, "-c", MEASURE, *arguments]
-    done = subprocess.run(command, capture_output=True, check=True, env=environment())
-    return int(done.stderr)
+    """The most memory that the program took, in KiB; what was imported before it began is part of it."""
+    code, _, said = Forked("tests.cli.measured", [SCRIPT, *arguments], environment=environment()).output()
+    assert code == 0, said
+    return int(said)
 
 
 def test_memory_does_not_grow_with_the_file(sqlite_url: str, other_url: str, tmp_path: Path) -> None:

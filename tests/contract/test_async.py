@@ -31,6 +31,7 @@ from acp_store.repository import EventLike, MessageLike, RunLike, SessionLike, U
 from acp_store.testing import RepositoryContract
 from acp_store.watching import Subscription, Watch
 from tests.contract.conftest import Kept
+from tests.contract.shares import VALUES, leaving_out
 
 T = TypeVar("T")
 
@@ -215,6 +216,7 @@ def loop() -> Iterator[Loop]:
     loop.close()
 
 
+@leaving_out(*VALUES)
 class TestPostgreSQL(RepositoryContract):
     """The SQL repository; what is lifted is the same on SQLite."""
 

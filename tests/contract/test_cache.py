@@ -9,15 +9,26 @@ import pytest
 from acp_store import Repository, open_repository
 from acp_store.testing import RepositoryContract
 from tests.contract.flavours import ONE, OTHER
+from tests.contract.shares import VALUES, leaving_out
 
 if TYPE_CHECKING:
     from tests.contract.conftest import Kept
 
 
-@pytest.mark.parametrize(("shared_url", "server"), [("sqlite", ONE), ("postgresql", OTHER)], indirect=["shared_url"])
-class TestAroundSQL(RepositoryContract):
-    """A SQLite file and PostgreSQL, opened with a cache by URL."""
+class TestAroundSQLite(RepositoryContract):
+    """A SQLite file, opened with a cache by URL."""
 
     @pytest.fixture
-    def repository(self, kept: Kept, shared_url: str, server: str) -> Repository:
-        return kept.empty(shared_url, lambda: open_repository(shared_url, cache=kept.redis_url(shared_url, server)))
+    def repository(self, kept: Kept, shared_sqlite_url: str) -> Repository:
+        url = shared_sqlite_url
+        return kept.empty(url, lambda: open_repository(url, cache=kept.redis_url(url, ONE)))
+
+
+@leaving_out(*VALUES)
+class TestAroundPostgreSQL(RepositoryContract):
+    """PostgreSQL, opened with a cache by URL; a value goes through Redis as it does for SQLite."""
+
+    @pytest.fixture
+    def repository(self, kept: Kept, shared_postgres_url: str) -> Repository:
+        url = shared_postgres_url
+        return kept.empty(url, lambda: open_repository(url, cache=kept.redis_url(url, OTHER)))

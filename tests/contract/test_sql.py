@@ -11,6 +11,7 @@ from acp_store import Repository, SQLRepository, open_repository
 from acp_store.testing import RepositoryContract, at
 from acp_store.testing import factories as make
 from tests.contract.conftest import Kept
+from tests.contract.shares import UNITS, VALUES, leaving_out, only
 
 
 class TestInMemory(RepositoryContract):
@@ -29,6 +30,7 @@ class TestFromURL(RepositoryContract):
         return kept.empty(shared_url, lambda: open_repository(shared_url))
 
 
+@leaving_out(*VALUES)
 class TestInSchema(RepositoryContract):
     """PostgreSQL, with every object in a named schema whose name needs quoting."""
 
@@ -57,6 +59,7 @@ class TestFromConnection(RepositoryContract):
             yield SQLRepository(connection)
 
 
+@only(*UNITS)
 class TestFromSession(RepositoryContract):
     """Inside a host application's orm Session, which gives its Connection as `TestFromConnection` does."""
 
@@ -68,6 +71,7 @@ class TestFromSession(RepositoryContract):
             yield SQLRepository(session)
 
 
+@leaving_out(*VALUES)
 class TestInAnOwnersName(RepositoryContract):
     """One owner's, where another and nobody have rows of the same shape in the same tables."""
 

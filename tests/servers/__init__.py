@@ -1,5 +1,6 @@
 """Real servers for the tests: child processes that a test may start, kill, restart and freeze."""
 
+from tests.servers.databases import LentDatabases, new_database
 from tests.servers.postgres import GivenPostgres, Postgres, connect, find_postgres, remove_shared_memory
 from tests.servers.process import (
     Process,
@@ -30,6 +31,7 @@ __all__ = [
     "Flavour",
     "GivenPostgres",
     "GivenRedis",
+    "LentDatabases",
     "Postgres",
     "Process",
     "Redis",
@@ -45,6 +47,7 @@ __all__ = [
     "find_redis",
     "free_port",
     "is_free",
+    "new_database",
     "process_exists",
     "processes",
     "remove_shared_memory",
