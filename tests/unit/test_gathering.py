@@ -154,7 +154,7 @@ def test_an_unknown_outcome_is_everybodys(stage: Stage) -> None:
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, RuntimeError])
 def test_an_interrupt_is_the_leaders_alone(stage: Stage, kind: type[BaseException]) -> None:
-    """Who is interrupted making a batch gets that; the others do not know, nobody hangs, and the next calls are made."""
+    """Who is interrupted making a batch gets that; the others do not know, nobody hangs, the next calls are made."""
     gate, _ = stage.hold("a")
 
     def interrupt(_: object) -> Sequence[str | None]:
@@ -224,7 +224,7 @@ def test_a_wait_in_line_has_an_end() -> None:
     assert stage.sizes == [1]
 
 
-def test_an_outage_is_not_waited_for_once_more() -> None:
+def test_an_outage_is_not_waited_for_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call whose time is up when `together` finds no server gets that error; it is not made by itself."""
     stage = Stage(seconds=-1)
 
@@ -232,7 +232,7 @@ def test_an_outage_is_not_waited_for_once_more() -> None:
         raise BackendUnavailableError("no server")
 
     stage.together = fail
-    stage.gathering._look = lambda _: stage.gathering._appoint()  # type: ignore[method-assign]
+    monkeypatch.setattr(Gathering, "_look", lambda *_: None)
     gate, _ = stage.hold("a")
     futures = stage.start(Call("a"), Call("a"))
     gate.set()
@@ -278,7 +278,7 @@ def test_whatever_fails_every_call_ends_and_is_made_once(seed: int) -> None:
     def together(calls: Sequence[Call]) -> Sequence[Call | None]:
         chance = rng.random()
         if chance < 0.1:
-            raise ConflictError
+            raise ConflictError("one of them")
         if chance < 0.2:
             raise OutcomeUnknownError
         if chance < 0.25:
