@@ -152,7 +152,18 @@ def tombstone_digest(
 
 def new_salt() -> bytes:
     """Return a salt for one payload."""
-    return os.urandom(SALT_BYTES)
+    try:
+        return _salts.pop()
+    except IndexError:
+        drawn = os.urandom(_DRAWN * SALT_BYTES)
+        _salts.extend(drawn[start : start + SALT_BYTES] for start in range(SALT_BYTES, len(drawn), SALT_BYTES))
+        return drawn[:SALT_BYTES]
+
+
+# Drawn many at once: each call of the system lets another thread run, and this one wait for its next turn.
+_DRAWN: Final = 64
+_salts: Final[list[bytes]] = []
+os.register_at_fork(after_in_child=_salts.clear)
 
 
 def digest_of_payload(salt: bytes, text: str) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from threading import Lock
 from typing import Any
 from weakref import WeakSet, finalize
@@ -17,7 +18,8 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 
-from acp_store.backends.sql.dialect import Bind, EngineOptions, SQLDialect
+from acp_store.backends.sql.dialect import Append, Bind, EngineOptions, SQLDialect
+from acp_store.backends.sql.gathering import Gathering
 from acp_store.backends.sql.pool import Borrowed, EnginePool, OwnPool, Pool
 from acp_store.backends.sql.prepared import Prepared, Preparer, Row, Values
 from acp_store.errors import AcpStoreError, ClosedError, ConfigurationError
@@ -49,6 +51,8 @@ class PoolBind:
         self._give_back = finalize(self, give_back, wait=False)
         self._reading, self.writing = dialect.reading(engine), dialect.writing(engine)
         self.prepare = Preparer(engine.dialect, schema)
+        self._seconds = (options or EngineOptions()).timeout
+        self._gathering = self._gather()
         tell_of_forks(self)
 
     def close(self) -> None:
@@ -61,6 +65,8 @@ class PoolBind:
                 self._engine.dispose()
         for subscription in subscriptions:
             subscription.wake()
+        if self._gathering is not None:
+            self._gathering.close()
         if (parts := self._give_back.detach()) is not None:
             _, give_back, _, _ = parts
             give_back()
@@ -71,6 +77,7 @@ class PoolBind:
     def after_fork(self) -> None:
         self._lock = Lock()
         self.pool.after_fork()
+        self._gathering = self._gather()
         if self._owned:
             self._dialect.after_fork(self._engine)
         self._reading, self.writing = self._dialect.reading(self._engine), self._dialect.writing(self._engine)
@@ -115,6 +122,17 @@ class PoolBind:
 
     def attempt(self) -> AbstractContextManager[Bind]:
         return nullcontext(self)  # each write is a transaction of its own already
+
+    def append(self, append: Append) -> Row | None:
+        if self._gathering is None:
+            return self._dialect.append_event(self, append)
+        self._dialect.require_free(self._engine)
+        alone, together = self._dialect.append_event, self._dialect.append_gathered
+        return self._gathering.do(append, partial(alone, self), partial(together, self))
+
+    def _gather(self) -> Gathering[Append, Row | None] | None:
+        slots = self._dialect.gathering_slots(self._engine)
+        return Gathering(slots, self._seconds) if slots else None
 
     def take(self) -> Borrowed:
         """Borrow a connection, to be given back to the pool.
@@ -211,6 +229,9 @@ class _TransactionBind:
     def attempt(self) -> AbstractContextManager[Bind]:
         return self.unit()
 
+    def append(self, append: Append) -> Row | None:
+        return self._dialect.append_event(self, append)
+
     def notify(self, run_id: str) -> None:
         self.changed[run_id] = None  # told after the commit
 
@@ -300,6 +321,9 @@ class HostBind:
 
     def attempt(self) -> AbstractContextManager[Bind]:
         return self.unit()
+
+    def append(self, append: Append) -> Row | None:
+        return self._dialect.append_event(self, append)
 
     def notify(self, run_id: str) -> None:
         """Tell nobody: when the caller will commit is not known here, and watchers look by themselves."""

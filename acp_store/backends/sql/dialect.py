@@ -19,6 +19,7 @@ from acp_store.watching import Notifier, Subscription
 
 __all__ = [
     "NOBODY",
+    "Append",
     "Bind",
     "DuplicateKeyError",
     "EngineOptions",
@@ -68,6 +69,9 @@ class Bind(Protocol):
     def attempt(self) -> AbstractContextManager[Bind]:
         """Return a context manager for one write that may fail without harm to what is around it."""
 
+    def append(self, append: Append) -> Row | None:
+        """Append one event, as `SQLDialect.append_event` does; on a pool maybe together with those of other threads."""
+
     def notify(self, run_id: str) -> None:
         """Wake those who follow a run, once what was written is committed."""
 
@@ -116,6 +120,27 @@ class NewEvent(NamedTuple):
     salt: bytes | None
     payload_digest: bytes | None
     text: EventText | None
+
+
+class Append(NamedTuple):
+    """One event to be appended.
+
+    Attributes:
+        run_id: Its run.
+        event: The event.
+        who: What it is stamped with.
+        owner: In whose name.
+    """
+
+    run_id: str
+    event: NewEvent
+    who: Stamp
+    owner: Owner
+
+    @property
+    def size(self) -> int:
+        """About how much is sent."""
+        return len(self.event.payload)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,11 +311,33 @@ class SQLDialect(ABC):
         """Append messages to a session; return its head, None if refused."""
 
     @abstractmethod
-    def append_event(self, bind: Bind, run_id: str, event: NewEvent, who: Stamp, owner: Owner) -> Row | None:
+    def append_event(self, bind: Bind, append: Append) -> Row | None:
         """Append one event; return its seq and time, None if refused.
 
         Raises:
             DuplicateKeyError: The run has an event with this key; nothing was written.
+        """
+
+    @abstractmethod
+    def gathering_slots(self, engine: Engine) -> int:
+        """Return how many appends may be under way at once before those that come are gathered; 0: never gathered."""
+
+    @abstractmethod
+    def append_gathered(self, bind: Bind, appends: Sequence[Append]) -> list[Row | None]:
+        """Append events of several callers in one transaction.
+
+        It waits for nobody's lock while it holds another's.
+
+        Returns:
+            For each what `append_event` returns; None for one that was left out, for any reason.
+        """
+
+    @abstractmethod
+    def require_free(self, engine: Engine) -> None:
+        """Refuse a thread that must not wait for a write of others, as they may wait for what it holds.
+
+        Raises:
+            ConfigurationError: It has a transaction open that keeps out all other writers.
         """
 
     @abstractmethod

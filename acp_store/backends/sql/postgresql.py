@@ -36,6 +36,7 @@ from acp_store.actors import Stamp
 from acp_store.backends.sql import postgresql_statements as pg
 from acp_store.backends.sql import statements
 from acp_store.backends.sql.dialect import (
+    Append,
     Bind,
     DuplicateKeyError,
     EngineOptions,
@@ -68,6 +69,8 @@ _NOTHING: Final = nullcontext()
 _KEY_INDEX: Final = "uq_acp_events_run_id_key"
 _LOCK_POLL_SECONDS: Final = 0.05
 _HINT_TIMEOUT: Final = 2.0
+# With one, two writers would wait for each other where the server is far away; with four, too few calls come together.
+_GATHERING_SLOTS: Final = 2
 _OLDEST_SERVER: Final = 130000
 # Beyond that many events the server takes longer for a batch's digests than the round trips that
 # computing them here takes. Also the most different types that one byte tells apart.
@@ -272,7 +275,8 @@ class PostgreSQL(SQLDialect):
         rows = bind.write(statement, {**values, "messages": "[" + ",".join(messages) + "]"})
         return rows[0] if rows else None
 
-    def append_event(self, bind: Bind, run_id: str, event: NewEvent, who: Stamp, owner: Owner) -> Row | None:
+    def append_event(self, bind: Bind, append: Append) -> Row | None:
+        run_id, event, who, owner = append
         event_type, payload, key, salt, payload_digest, text = event
         values = {
             "run_id": run_id,
@@ -292,11 +296,45 @@ class PostgreSQL(SQLDialect):
         rows = bind.write(bind.prepare(pg.append_event, text is not None, bool(owner)), values)
         return rows[0] if rows else None
 
+    def gathering_slots(self, engine: Engine) -> int:  # noqa: ARG002
+        return _GATHERING_SLOTS
+
+    def append_gathered(self, bind: Bind, appends: Sequence[Append]) -> list[Row | None]:
+        owners: dict[str, Owner] = {}
+        counts: dict[str, int] = {}
+        keys: set[tuple[str, str]] = set()
+        places: list[int] = []  # 0: left out
+        for run_id, new, _, owner in appends:
+            used = new.key is not None and (run_id, new.key) in keys
+            if used or owners.setdefault(run_id, owner) != owner:
+                places.append(0)
+                continue
+            if new.key is not None:
+                keys.add((run_id, new.key))
+            counts[run_id] = counts.get(run_id, 0) + 1
+            places.append(counts[run_id])
+        taken = [
+            (append, place, place == counts[append.run_id])
+            for append, place in zip(appends, places, strict=True)
+            if place
+        ]
+        chained, owned = appends[0].event.text is not None, any(owners.values())
+        statement = bind.prepare(pg.append_gathered, chained, bool(keys), owned, len(counts) == 1)
+        rows = bind.write(statement, {"given": pg.gathered(taken)})
+        heads = {run_id: (last_seq - counts[run_id], recorded_at) for run_id, last_seq, recorded_at in rows}
+        return [
+            (heads[append.run_id][0] + place, heads[append.run_id][1]) if place and append.run_id in heads else None
+            for append, place in zip(appends, places, strict=True)
+        ]
+
+    def require_free(self, engine: Engine) -> None:
+        pass
+
     def append_events(
         self, bind: Bind, run_id: str, events: Sequence[NewEvent], who: Stamp, owner: Owner
     ) -> Row | None:
         if len(events) == 1:
-            return self.append_event(bind, run_id, events[0], who, owner)
+            return self.append_event(bind, Append(run_id, events[0], who, owner))
         values = {
             "run_id": run_id,
             "count": len(events),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from typing import Any, Final
 
 import sqlalchemy as sa
+from pydantic_core import to_json
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     ColumnElement,
     Integer,
     LargeBinary,
@@ -20,14 +22,16 @@ from sqlalchemy import (
     insert,
     literal_column,
     select,
+    update,
 )
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import Null
 from sqlalchemy.sql.functions import Function
 
+from acp_store.actors import Stamp
 from acp_store.backends.sql import statements
-from acp_store.backends.sql.dialect import NewEvent
+from acp_store.backends.sql.dialect import Append, NewEvent
 from acp_store.chain import DIGEST_BYTES, SALT_BYTES, EventText, StatusText
 from acp_store.models import EventHeadRow, EventRow, RunRow, RunStatusRow, SessionMessageRow, SessionRow
 from acp_store.models.base import Bare, JSONText, Name, UTCDateTime
@@ -37,9 +41,11 @@ __all__ = [
     "append_chained_events",
     "append_event",
     "append_events",
+    "append_gathered",
     "append_messages",
     "call",
     "call_for_all",
+    "gathered",
     "may_append",
     "pieces",
     "pieces_of_batch",
@@ -52,6 +58,7 @@ __all__ = [
 
 _CLOCK: Final = func.clock_timestamp()
 _ONE: Final = literal_column("1", BigInteger)
+_NOBODY: Final = Stamp(None, None, None)
 _PIECES: Final = {
     kind: [f"c_{name.removeprefix('until_')}" for name in kind._fields] for kind in (EventText, StatusText)
 }
@@ -484,3 +491,129 @@ def append_chained_events(owned: bool) -> Any:
     ).where(link.c.place == ord_)
     columns = [*_BATCH_COLUMNS, *_CHAIN_COLUMNS]
     return insert(EventRow).from_select(columns, rows).returning(EventRow.seq, EventRow.recorded_at)
+
+
+_GIVEN: Final[dict[str, Any]] = {
+    "run_id": Name(),
+    "place": BigInteger(),
+    "last": Boolean(),
+    **dict.fromkeys(("event_type", "key", "actor", "trace_id", "owner"), Name()),
+    "reason": Text(),
+    "payload": JSONText(),
+    **dict.fromkeys(("payload_salt", "payload_digest"), LargeBinary()),
+    **dict.fromkeys(_PIECES[EventText], Text()),
+}
+
+
+def gathered(appends: Iterable[tuple[Append, int, bool]]) -> str:
+    """Return what `append_gathered` takes: appends, each with its place in its run from 1, and if it is the last."""
+    return "[" + ",".join([_given(*each) for each in appends]) + "]"
+
+
+def _given(append: Append, place: int, last: bool) -> str:
+    run_id, event, who, owner = append
+    event_type, payload, key, salt, payload_digest, text = event
+    values: dict[str, Any] = {"run_id": run_id, "place": place, "event_type": event_type, **owner}
+    if last:
+        values["last"] = True
+    if key is not None:
+        values["key"] = key
+    if who != _NOBODY:
+        values |= who._asdict()
+    if text is not None and salt is not None and payload_digest is not None:
+        values |= zip(_PIECES[EventText], text, strict=True)
+        values |= {"payload_salt": f"\\x{salt.hex()}", "payload_digest": f"\\x{payload_digest.hex()}"}
+    # The payload as it is: it may be no text that a JSON writer of ours would write.
+    return f'{to_json(values).decode()[:-1]},"payload":{payload}}}'
+
+
+def append_gathered(chained: bool, keyed: bool, owned: bool, waiting: bool) -> sa.Select[Any]:
+    """Append events of several callers, to runs that have a head; a run whose head is locked is left out.
+
+    Returns a row for each run that was not left out: its last number and time.
+
+    Args:
+        chained: Whether the events are chained.
+        keyed: Whether any has a key: a run is left out where the key is used.
+        owned: Whether any has an owner: a run is left out that is not theirs.
+        waiting: Whether to wait for a lock instead, as is allowed where there is only one run.
+    """
+    table = (
+        func.json_to_recordset(bindparam("given", type_=JSONText()))
+        .table_valued(*[sa.column(name, type_) for name, type_ in _GIVEN.items()], name="j")
+        .render_derived(with_types=True)
+    )
+    given = select(table).cte("given").prefix_with("MATERIALIZED", dialect="postgresql")
+    heads = _heads(given, keyed, owned, waiting)
+    place = given.c.place
+    if chained:
+        chain = select(heads, cast(literal_column("0"), BigInteger).label("place")).cte("chain", recursive=True)
+        digest = _sha256(
+            given.c.c_previous,
+            _hex(chain.c.digest),
+            given.c.c_time,
+            _moment(chain.c.recorded_at),
+            given.c.c_seq,
+            cast(chain.c.last_seq + _ONE, Text),
+            given.c.c_end,
+        )
+        chain = chain.union_all(
+            select(chain.c.run_id, chain.c.last_seq + _ONE, chain.c.recorded_at, digest, place).where(
+                chain.c.run_id == given.c.run_id, place == chain.c.place + _ONE
+            )
+        )
+    else:
+        chain = (
+            select(
+                heads.c.run_id,
+                (heads.c.last_seq + place).label("last_seq"),
+                heads.c.recorded_at,
+                cast(None, LargeBinary).label("digest"),
+                place,
+            )
+            .where(heads.c.run_id == given.c.run_id)
+            .cte("chain")
+        )
+    link = sa.and_(chain.c.run_id == given.c.run_id, chain.c.place == place)
+    changes = ["last_seq", "recorded_at", *(["digest"] if chained else [])]
+    head = (
+        update(EventHeadRow)
+        .where(EventHeadRow.run_id == chain.c.run_id, link, given.c.last)
+        .values({name: chain.c[name] for name in changes})
+        .returning(EventHeadRow.run_id, EventHeadRow.last_seq, EventHeadRow.recorded_at)
+        .cte("head")
+    )
+    copied = ("event_type", "key", "payload", *statements.STAMP, "payload_salt", "payload_digest")
+    rows = select(
+        chain.c.run_id, chain.c.last_seq, chain.c.recorded_at, chain.c.digest, *[given.c[name] for name in copied]
+    ).where(link, head.c.run_id == chain.c.run_id)
+    put = insert(EventRow).from_select(["run_id", "seq", "recorded_at", "digest", *copied], rows).cte("put")
+    return select(head).add_cte(put)
+
+
+def _heads(given: Any, keyed: bool, owned: bool, waiting: bool) -> sa.CTE:
+    """Lock the heads, and read them as they are now and not as the statement's snapshot has them."""
+    head = EventHeadRow
+    now = _now(head.__table__.c.recorded_at)
+    last_time: ColumnElement[Any] = literal_column("TIMESTAMPTZ '9999-12-31 00:00:00Z'")
+    # A time that the driver cannot read would be noticed only when all is committed.
+    conditions = [head.run_id == given.c.run_id, given.c.last, now < last_time]
+    if keyed:
+        used = given.alias("used")
+        conditions.append(
+            ~select(_ONE)
+            .where(used.c.run_id == head.run_id, EventRow.run_id == used.c.run_id, EventRow.key == used.c.key)
+            .correlate(EventHeadRow)
+            .exists()
+        )
+    if owned:
+        anothers = select(_ONE).where(RunRow.run_id == head.run_id, RunRow.owner.is_distinct_from(given.c.owner))
+        mine = sa.and_(head.owner == given.c.owner, ~anothers.correlate(EventHeadRow, given).exists())
+        conditions.append(sa.or_(given.c.owner.is_(None), mine))
+    return (
+        select(head.run_id, head.last_seq, now.label("recorded_at"), head.digest)
+        .where(*conditions)
+        .with_for_update(of=head, skip_locked=not waiting)
+        .cte("heads")
+        .prefix_with("MATERIALIZED", dialect="postgresql")
+    )

@@ -10,15 +10,15 @@ from typing import Any, Final, Literal
 from sqlalchemy import URL, Connection, Engine, Executable
 from sqlalchemy.orm import Session as ORMSession
 
-from acp_store.actors import Stamp, stamp
+from acp_store.actors import stamp
 from acp_store.backends.sql import statements
 from acp_store.backends.sql.connections import HostBind, PoolBind
 from acp_store.backends.sql.dialect import (
     NOBODY,
+    Append,
     Bind,
     DuplicateKeyError,
     EngineOptions,
-    NewEvent,
     Owner,
     SQLDialect,
 )
@@ -290,11 +290,8 @@ class SQLRepository(Repository):
         key = None if key is None else check_name("key", key)
         who = stamp()
         (new,) = new_events(run_id, [event], who, chained=self._chain, key=key)
-        row = (
-            self._dialect.append_event(self._bind, run_id, new, who, self._owner)
-            if key is None
-            else self._append_once(run_id, new, key, who)
-        )
+        append = Append(run_id, new, who, self._owner)
+        row = self._bind.append(append) if key is None else self._append_once(append, key)
         if row is None:
             raise _taken("run", run_id)
         self._bind.notify(run_id)
@@ -406,18 +403,19 @@ class SQLRepository(Repository):
         statement = self._bind.prepare(build, *variant, bool(self._owner))
         return self._bind.read(statement, {**values, **self._owner})
 
-    def _append_once(self, run_id: str, event: NewEvent, key: str, who: Stamp) -> Row | None:
+    def _append_once(self, append: Append, key: str) -> Row | None:
+        run_id = append.run_id
         for _ in range(_TRIES):
             try:
                 # Inside a transaction a key that was used undoes this append alone.
                 with self._bind.attempt() as bind:
-                    return self._dialect.append_event(bind, run_id, event, who, self._owner)
+                    return bind.append(append)
             except DuplicateKeyError as error:
                 rows = self._read(statements.event_by_key, {"run_id": run_id, "key": key})
                 if not rows:
                     continue  # it was deleted meanwhile
                 seq, recorded_at, first = rows[0]
-                if not same_value(first, event.payload):
+                if not same_value(first, append.event.payload):
                     used = f"key {key!r} of run {run_id!r} was used for another event, seq {seq}"
                     raise ConflictError(used) from error
                 return seq, recorded_at

@@ -31,6 +31,7 @@ from acp_store.actors import Stamp
 from acp_store.backends.sql import sqlite_statements as lite
 from acp_store.backends.sql import statements
 from acp_store.backends.sql.dialect import (
+    Append,
     Bind,
     DuplicateKeyError,
     EngineOptions,
@@ -300,37 +301,52 @@ class SQLite(SQLDialect):
         rows = [{**values, "position": position, "payload": payload} for position, payload in messages]
         unit.write_many(unit.prepare(lite.put_message), rows)
 
-    def append_event(self, bind: Bind, run_id: str, event: NewEvent, who: Stamp, owner: Owner) -> Row | None:
+    def append_event(self, bind: Bind, append: Append) -> Row | None:
+        run_id, event, who, owner = append
         return self.append_events(bind, run_id, [event], who, owner)
+
+    def gathering_slots(self, engine: Engine) -> int:
+        return 0 if isinstance(engine.pool, StaticPool) else 1  # there is one writer at a time
+
+    def append_gathered(self, bind: Bind, appends: Sequence[Append]) -> list[Row | None]:
+        with bind.unit() as unit:
+            return [self._append(unit, run_id, [event], who, owner) for run_id, event, who, owner in appends]
+
+    def require_free(self, engine: Engine) -> None:
+        if engine in self._locks:
+            self._locks[engine].require_free()
 
     def append_events(
         self, bind: Bind, run_id: str, events: Sequence[NewEvent], who: Stamp, owner: Owner
     ) -> Row | None:
         with bind.unit() as unit:
-            values = {"run_id": run_id, "now": self.time_in(utc_now()), **owner}
-            advance = unit.prepare(lite.advance_head, bool(owner))
-            numbers = take_numbers(unit, advance, values, events, self.time_out)
-            if numbers is None:
-                return None
-            unit.write_many(
-                unit.prepare(lite.put_event),
-                [
-                    {
-                        "run_id": run_id,
-                        "seq": seq,
-                        "event_type": event.event_type,
-                        "key": event.key,
-                        "payload": event.payload,
-                        "recorded_at": numbers.recorded_at,
-                        "payload_salt": event.salt,
-                        "payload_digest": event.payload_digest,
-                        "digest": digest,
-                        **who._asdict(),
-                    }
-                    for seq, (event, digest) in enumerate(zip(events, numbers.digests, strict=True), numbers.first)
-                ],
-            )
-            return numbers.first, numbers.recorded_at
+            return self._append(unit, run_id, events, who, owner)
+
+    def _append(self, unit: Bind, run_id: str, events: Sequence[NewEvent], who: Stamp, owner: Owner) -> Row | None:
+        values = {"run_id": run_id, "now": self.time_in(utc_now()), **owner}
+        advance = unit.prepare(lite.advance_head, bool(owner))
+        numbers = take_numbers(unit, advance, values, events, self.time_out)
+        if numbers is None:
+            return None
+        unit.write_many(
+            unit.prepare(lite.put_event),
+            [
+                {
+                    "run_id": run_id,
+                    "seq": seq,
+                    "event_type": event.event_type,
+                    "key": event.key,
+                    "payload": event.payload,
+                    "recorded_at": numbers.recorded_at,
+                    "payload_salt": event.salt,
+                    "payload_digest": event.payload_digest,
+                    "digest": digest,
+                    **who._asdict(),
+                }
+                for seq, (event, digest) in enumerate(zip(events, numbers.digests, strict=True), numbers.first)
+            ],
+        )
+        return numbers.first, numbers.recorded_at
 
     def erase_event(self, bind: Bind, run_id: str, seq: int, who: Stamp, owner: Owner) -> bool:
         values = {"run_id": run_id, "seq": seq, **owner}
@@ -443,16 +459,19 @@ class _ThreadLock:
         """Return a lock like this that nobody holds."""
         return _ThreadLock(self._timeout)
 
-    def __enter__(self) -> None:
-        me = threading.get_ident()
-        if self._owner == me:
+    def require_free(self) -> None:
+        """Raise ConfigurationError where this thread has it."""
+        if self._owner == threading.get_ident():
             raise ConfigurationError(
                 "this thread has a transaction open on the same SQLite database: "
                 "use the repository that transaction() gave"
             )
+
+    def __enter__(self) -> None:
+        self.require_free()
         if not self._lock.acquire(timeout=self._timeout):
             raise BackendUnavailableError(f"SQLite: another thread kept the database for {self._timeout:g} s")
-        self._owner = me
+        self._owner = threading.get_ident()
 
     def __exit__(self, *_: object) -> None:
         self._owner = None
