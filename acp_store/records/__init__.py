@@ -9,7 +9,7 @@ a value. What a store assigns (`version`, `updated_at`, `seq`, `recorded_at`) ne
 No I/O happens here, and nothing of SQLAlchemy or Redis is imported.
 """
 
-from acp_store.records.base import Record, as_record, assigned, has_declared_order, restore_order, utc_now
+from acp_store.records.base import Record, as_record, assigned, has_declared_order, is_plain, restore_order, utc_now
 from acp_store.records.event import (
     AnyEvent,
     ErrorEvent,
@@ -67,6 +67,7 @@ __all__ = [
     "as_record",
     "assigned",
     "has_declared_order",
+    "is_plain",
     "restore_order",
     "utc_now",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from types import NoneType, UnionType
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, TypeVar, Union, get_args, get_origin
 from uuid import UUID
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
@@ -21,6 +21,7 @@ __all__ = [
     "assigned",
     "has_declared_order",
     "is_none",
+    "is_plain",
     "restore_order",
     "utc_now",
     "validated",
@@ -57,6 +58,9 @@ def is_none(value: object) -> bool:
     return value is None
 
 
+_Nesting: TypeAlias = tuple[tuple[str, frozenset[type]], ...]
+
+
 class Record(BaseModel):
     """What all records share: unknown fields are kept, and so are the given fields and their order."""
 
@@ -67,8 +71,10 @@ class Record(BaseModel):
     # Lists that may be filled in place while unset.
     _lists: ClassVar[tuple[str, ...]] = ()
     declared_order: ClassVar[tuple[str, ...]] = ()
-    # Fields in which there may be other records.
-    _nesting: ClassVar[tuple[str, ...]] = ()
+    # For each field the types of its values, and those of the items of a list.
+    _kinds: ClassVar[tuple[tuple[frozenset[type], frozenset[type]], ...]] = ()
+    # What `is_plain` has found: by the names and types of all values the fields in which there are records.
+    _plain_looks: ClassVar[dict[tuple[Any, ...], _Nesting]] = {}
 
     def __init__(self, /, **data: Any) -> None:
         super().__init__(**data)
@@ -81,7 +87,8 @@ class Record(BaseModel):
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         cls.declared_order = tuple(cls.model_fields)
-        cls._nesting = tuple(name for name, field in cls.model_fields.items() if _may_nest(field.annotation))
+        cls._plain_looks = {}
+        cls._kinds = tuple(_kinds_of(field.annotation) for field in cls.model_fields.values())
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> Self:
@@ -112,14 +119,19 @@ class Record(BaseModel):
         return [name for name in self._lists if self.__dict__[name]]
 
 
-def _may_nest(annotation: Any) -> bool:
-    """Whether there may be a record in a value of this type."""
+def _kinds_of(annotation: Any) -> tuple[frozenset[type], frozenset[type]]:
+    """Return the types that values of a field have, and the items of its lists, as far as they are simple ones."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _may_nest(arguments[0])
+        return _kinds_of(arguments[0])
     if origin in {Union, UnionType}:
-        return any(map(_may_nest, arguments))
-    return origin is not Literal and annotation not in {str, int, datetime, NoneType}
+        both = [_kinds_of(argument) for argument in arguments]
+        return frozenset().union(*[kinds for kinds, _ in both]), frozenset().union(*[items for _, items in both])
+    if origin is list:
+        return frozenset({list}), _kinds_of(arguments[0])[0]
+    if origin is Literal:
+        return frozenset(map(type, arguments)), frozenset()
+    return frozenset({NoneType, str, int, bool} if annotation is Any else {annotation}), frozenset()
 
 
 def restore_order(value: object, source: object) -> None:
@@ -147,19 +159,60 @@ def restore_order(value: object, source: object) -> None:
 
 def has_declared_order(value: object) -> bool:
     """Whether parsing the JSON of `value` again would give its fields in the order they have now."""
+    if isinstance(value, list):
+        return all(has_declared_order(item) for item in value if isinstance(item, Record))
     if isinstance(value, Record):
         fields = value.__dict__
-        if tuple(fields) != value.declared_order:
+        return tuple(fields) == value.declared_order and all(
+            has_declared_order(item) for item in fields.values() if isinstance(item, (Record, list))
+        )
+    return True
+
+
+def is_plain(value: object) -> bool:
+    """Whether a record, or each of a list, has but known fields, in the declared order, with values of simple types.
+
+    So far as they are declared: nothing then has to be looked at when it is written. Most records are plain.
+    """
+    if isinstance(value, list):
+        return all(isinstance(item, Record) and is_plain(item) for item in value)
+    return isinstance(value, Record) and _is_plain(value)
+
+
+def _is_plain(record: Record) -> bool:
+    fields = record.__dict__
+    if record.__pydantic_extra__:
+        return False
+    look = (*fields, *map(type, fields.values()))
+    nesting = record._plain_looks.get(look)  # noqa: SLF001
+    if nesting is None:
+        nesting = _nesting(record)
+        if nesting is None:
             return False
-        for name in value._nesting:  # noqa: SLF001
-            nested = fields[name]
-            if nested is not None and not has_declared_order(nested):
-                return False
-    elif isinstance(value, list):
-        for item in value:
-            if isinstance(item, Record) and not has_declared_order(item):
+        record._plain_looks[look] = nesting  # noqa: SLF001
+    for name, kinds in nesting:
+        nested = fields[name]
+        for item in nested if type(nested) is list else (nested,):
+            kind = type(item)
+            if kind not in kinds or (kind is not str and not _is_plain(item)):
                 return False
     return True
+
+
+def _nesting(record: Record) -> _Nesting | None:
+    """Return the fields of a record that hold records, or lists of them and of strings; None if it is not plain."""
+    fields = record.__dict__
+    if tuple(fields) != record.declared_order:
+        return None
+    found = []
+    for (name, value), (kinds, items) in zip(fields.items(), record._kinds, strict=True):  # noqa: SLF001
+        if type(value) not in kinds:
+            return None
+        if isinstance(value, list):
+            found.append((name, items))
+        elif isinstance(value, Record):
+            found.append((name, kinds))
+    return tuple(found)
 
 
 R = TypeVar("R", bound=Record)
