@@ -21,6 +21,10 @@ __all__ = ["PreparingCursor"]
 _USES_BEFORE: Final = 2
 """How often a statement is run before it is prepared."""
 
+_BYTEA: Final = psycopg.adapters.types["bytea"].oid
+_ANY: Final = 0
+"""Whatever the statement takes there."""
+
 _PARAMETER: Final = re.compile(r"%(?:\((?P<name>[^)]*)\)s|(?P<percent>%))")
 _FINE: Final = frozenset({ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK})
 
@@ -87,7 +91,8 @@ class PreparingCursor:
         if uses <= _USES_BEFORE:
             return None
         statement = self._prepared[sql] = _Statement(sql)
-        self._pgconn.send_prepare(statement.name, statement.sql)
+        types = [_BYTEA if isinstance(parameters[name], bytes) else _ANY for name in statement.names]
+        self._pgconn.send_prepare(statement.name, statement.sql, types)
         try:
             self._result()
         except BaseException:
@@ -123,5 +128,4 @@ class _Statement:
         # Not psycopg's names, which begin anew on each connection: behind a pooler those of two are on one server.
         self.name = f"acp_store_{secrets.token_hex(8)}".encode()
         self.names = tuple(numbers)
-        # As text, without a type: the statement says which.
         self.formats = [PyFormat.TEXT] * len(numbers)
