@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import os
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from pydantic_core import to_json
@@ -28,13 +29,11 @@ from acp_store.codec import escape_nul
 __all__ = [
     "DIGEST_BYTES",
     "SALT_BYTES",
-    "EventForm",
     "EventText",
     "StatusText",
     "digest_of_payload",
     "erased_payload",
     "erasure_digest",
-    "event_form",
     "event_text",
     "new_salt",
     "status_text",
@@ -79,26 +78,25 @@ class StatusText(NamedTuple):
         return hashlib.sha256(text.encode()).digest()
 
 
-class EventForm(NamedTuple):
-    """The canonical text of an event but for the digest of its payload, which goes between the first two pieces."""
+class _EventForm(NamedTuple):
+    """The canonical text of an event but for its key and the digest of its payload, which go between the pieces."""
 
-    until_digest: str
-    until_previous: str
+    until_key: str
     until_time: str
     until_seq: str
     end: str
 
-    def text(self, payload_digest: bytes) -> EventText:
-        """Return the text with the digest."""
-        until_digest, until_previous, *rest = self
-        return EventText(f"{until_digest}{payload_digest.hex()}{until_previous}", *rest)
+    def text(self, key: str | None, payload_digest: bytes) -> EventText:
+        """Return the text with both."""
+        until_key, *rest = self
+        return EventText(f'{until_key}{_string(key)},"payload_digest":"{payload_digest.hex()}","previous":', *rest)
 
 
-def event_form(run_id: str, event_type: str, key: str | None, who: Stamp) -> EventForm:
-    """Return the canonical text that events have in common."""
-    return EventForm(
-        f'{{"actor":{_string(who.actor)},"key":{_string(key)},"payload_digest":"',
-        '","previous":',
+@lru_cache(maxsize=1024)  # events come many to a run
+def _event_form(run_id: str, event_type: str, who: Stamp) -> _EventForm:
+    """Return the canonical text that events of a type in a run have in common."""
+    return _EventForm(
+        f'{{"actor":{_string(who.actor)},"key":',
         f',"reason":{_string(who.reason)},"recorded_at":"',
         f'","run_id":{_string(run_id)},"seq":',
         f',"trace_id":{_string(who.trace_id)},"type":{_string(event_type)}}}',
@@ -106,8 +104,8 @@ def event_form(run_id: str, event_type: str, key: str | None, who: Stamp) -> Eve
 
 
 def event_text(run_id: str, event_type: str, key: str | None, who: Stamp, payload_digest: bytes) -> EventText:
-    """Return the canonical text of an event with the digest of its payload."""
-    return event_form(run_id, event_type, key, who).text(payload_digest)
+    """Return the canonical text of an event."""
+    return _event_form(run_id, event_type, who).text(key, payload_digest)
 
 
 def status_text(run_id: str, to_status: str, who: Stamp) -> StatusText:

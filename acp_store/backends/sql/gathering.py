@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import Enum, auto
+from functools import partial
 from threading import TIMEOUT_MAX, Lock
 from time import monotonic
 from typing import Final, Generic, Protocol, TypeVar, cast
@@ -66,7 +67,8 @@ class Gathering(Generic[C, R]):
         self._slots = slots
         self._seconds = seconds
         self._lock = Lock()
-        self._works: dict[_Ticket[C, R], float] = {}  # those that have a slot, by who makes them, and since when
+        # Those that have a slot, and since when; by the run of a call that is made at once, else by who makes it.
+        self._works: dict[str | _Ticket[C, R], float] = {}
         self._busy: dict[str, int] = {}  # how many calls are being made, by run
         self._line: deque[_Ticket[C, R]] = deque()
         self._closed = False
@@ -83,18 +85,33 @@ class Gathering(Generic[C, R]):
             BackendUnavailableError: It stood in line for too long; it was not made.
             OutcomeUnknownError: Nobody knows whether it was made.
         """
-        ticket: _Ticket[C, R] = _Ticket(call)
+        run_id = call.run_id
+        ticket: _Ticket[C, R] | None = None
+        at_once = False
         try:
             with self._lock:
-                self._admit(ticket)
-            if ticket.state is not _State.ALONE:
-                self._wait(ticket)
-            if ticket.state is _State.LEADING:
-                self._lead(ticket, together)
-            return alone(call) if ticket.state is _State.ALONE else ticket.outcome()
+                now = monotonic()
+                if self._closed or (run_id not in self._busy and self._has_slot(now)):
+                    at_once = True
+                    self._works[run_id] = now
+                    self._take(run_id)
+                else:
+                    ticket = _Ticket(call, now)
+                    self._stand_in_line(ticket)
+            return alone(call) if ticket is None else self._do_in_line(ticket, alone, together)
         finally:
-            if ticket.state is not _State.DONE:
-                _surely(lambda: self._leave(ticket))
+            if at_once:
+                _surely(partial(self._leave_at_once, run_id))
+            elif ticket is not None and ticket.state is not _State.DONE:
+                _surely(partial(self._leave, ticket))
+
+    def _do_in_line(
+        self, ticket: _Ticket[C, R], alone: Callable[[C], R], together: Callable[[Sequence[C]], Sequence[R | None]]
+    ) -> R:
+        self._wait(ticket)
+        if ticket.state is _State.LEADING:
+            self._lead(ticket, together)
+        return alone(ticket.call) if ticket.state is _State.ALONE else ticket.outcome()
 
     def close(self) -> None:
         """Have every call that waits, or comes, be made at once and alone."""
@@ -104,16 +121,11 @@ class Gathering(Generic[C, R]):
 
     # ── with the lock held ───────────────────────────────────────────────────────────────────────
 
-    def _admit(self, ticket: _Ticket[C, R]) -> None:
-        if self._closed or (ticket.call.run_id not in self._busy and self._has_slot(ticket.since)):
-            self._works[ticket] = ticket.since
-            self._take(ticket, _State.ALONE)
-        else:
-            ticket.bell.acquire()
-            # The first takes along those who come after it: one that looks soon is enough.
-            ticket.patience = PATIENCE_SECONDS if not self._line else 4 * PATIENCE_SECONDS
-            ticket.state = _State.IN_LINE
-            self._line.append(ticket)
+    def _stand_in_line(self, ticket: _Ticket[C, R]) -> None:
+        ticket.bell.acquire()
+        # The first takes along those who come after it: one that looks soon is enough.
+        ticket.patience = PATIENCE_SECONDS if not self._line else 4 * PATIENCE_SECONDS
+        self._line.append(ticket)
 
     def _has_slot(self, now: float) -> bool:
         if len(self._works) >= self._slots:
@@ -121,15 +133,20 @@ class Gathering(Generic[C, R]):
                 del self._works[work]
         return len(self._works) < self._slots
 
-    def _take(self, ticket: _Ticket[C, R], state: _State) -> None:
-        ticket.state = state
-        self._busy[ticket.call.run_id] = self._busy.get(ticket.call.run_id, 0) + 1
+    def _take(self, run_id: str) -> None:
+        self._busy[run_id] = self._busy.get(run_id, 0) + 1
 
-    def _free(self, ticket: _Ticket[C, R]) -> None:
-        run_id = ticket.call.run_id
+    def _free(self, run_id: str) -> None:
         count = self._busy.pop(run_id, 1)
         if count > 1:
             self._busy[run_id] = count - 1
+
+    def _make(self, ticket: _Ticket[C, R], state: _State) -> None:
+        ticket.state = state
+        self._take(ticket.call.run_id)
+
+    def _end(self, ticket: _Ticket[C, R]) -> None:
+        self._free(ticket.call.run_id)
         ticket.state = _State.DONE
 
     def _appoint(self) -> None:
@@ -142,7 +159,7 @@ class Gathering(Generic[C, R]):
                 return
             if ticket.state is _State.IN_LINE and ticket.call.run_id not in self._busy:
                 self._works[ticket] = now
-                self._take(ticket, _State.LEADING)
+                self._make(ticket, _State.LEADING)
                 ticket.ring()
 
     def _gather(self, leader: _Ticket[C, R]) -> None:
@@ -162,7 +179,7 @@ class Gathering(Generic[C, R]):
                 batch.append(ticket)
                 size += ticket.call.size
                 free.add(run_id)
-                self._take(ticket, _State.FOLLOWING)
+                self._make(ticket, _State.FOLLOWING)
             elif ticket is not leader:
                 left.append(ticket)
         self._line = left
@@ -170,7 +187,7 @@ class Gathering(Generic[C, R]):
     def _let_all_go(self) -> None:
         for ticket in self._line:
             if ticket.state is _State.IN_LINE:
-                self._take(ticket, _State.ALONE)
+                self._make(ticket, _State.ALONE)
                 ticket.ring()
         self._line = deque(ticket for ticket in self._line if ticket.state is _State.LEADING)
 
@@ -180,7 +197,7 @@ class Gathering(Generic[C, R]):
             self._line.remove(ticket)
         for other in reversed(ticket.batch[1:]):
             gone = other.state is _State.GONE
-            self._free(other)
+            self._end(other)
             if not gone:
                 other.state = _State.IN_LINE
                 if other not in self._line:
@@ -198,7 +215,7 @@ class Gathering(Generic[C, R]):
                         return  # whoever should have rung was interrupted
                 ticket.patience = min(2 * ticket.patience, TIMEOUT_MAX)
         finally:
-            _surely(lambda: self._pass_on(ticket))
+            _surely(partial(self._pass_on, ticket))
 
     def _look(self, ticket: _Ticket[C, R]) -> None:
         if monotonic() - ticket.since > self._seconds:
@@ -224,7 +241,7 @@ class Gathering(Generic[C, R]):
         except AcpStoreError as caught:
             error = caught
         finally:
-            _surely(lambda: self._settle(batch, rows, error))
+            _surely(partial(self._settle, batch, rows, error))
 
     def _settle(self, batch: list[_Ticket[C, R]], rows: Sequence[R | None], error: AcpStoreError | None) -> None:
         with self._lock:
@@ -236,14 +253,14 @@ class Gathering(Generic[C, R]):
                 if late or isinstance(error, OutcomeUnknownError):
                     ticket.error = error
                 elif ticket.state is _State.GONE:
-                    self._free(ticket)
+                    self._end(ticket)
                     ticket.state = _State.GONE
                     continue
                 elif row is None:
                     ticket.state = _State.ALONE
                     continue
                 ticket.row = row
-                self._free(ticket)
+                self._end(ticket)
             self._appoint()
             # One wakes the next: woken all at once they would fight for the interpreter. The last frees the
             # slot: those before it are in line again by then, where they write on, and so the next work is of many.
@@ -264,6 +281,13 @@ class Gathering(Generic[C, R]):
                     self._appoint()
             ticket.work = None
 
+    def _leave_at_once(self, run_id: str) -> None:
+        with self._lock:
+            self._works.pop(run_id, None)
+            self._free(run_id)
+            if self._line:
+                self._appoint()
+
     def _leave(self, ticket: _Ticket[C, R]) -> None:
         with self._lock:
             if ticket.state is _State.FOLLOWING:
@@ -272,14 +296,13 @@ class Gathering(Generic[C, R]):
             if ticket.state is not _State.ALONE:
                 self._leave_line(ticket)
             if ticket.state in {_State.ALONE, _State.LEADING}:
-                self._free(ticket)
+                self._end(ticket)
             self._works.pop(ticket, None)
             self._appoint()
         self._pass_on(ticket)
 
 
 class _State(Enum):
-    NEW = auto()
     IN_LINE = auto()
     LEADING = auto()
     """Makes a batch."""
@@ -297,10 +320,10 @@ class _Ticket(Generic[C, R]):
 
     __slots__ = ("batch", "bell", "call", "error", "heir", "patience", "row", "since", "state", "work")
 
-    def __init__(self, call: C) -> None:
+    def __init__(self, call: C, since: float) -> None:
         self.call = call
-        self.since = monotonic()
-        self.state = _State.NEW
+        self.since = since
+        self.state = _State.IN_LINE
         self.bell = Lock()
         self.patience = 0.0
         self.batch: list[_Ticket[C, R]] = []

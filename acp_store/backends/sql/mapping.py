@@ -13,7 +13,7 @@ from typing import Any, Final
 from acp_store.actors import Stamp
 from acp_store.backends.sql.dialect import NewEvent, SQLDialect
 from acp_store.backends.sql.prepared import Row
-from acp_store.chain import EventForm, digest_of_payload, event_form, new_salt
+from acp_store.chain import digest_of_payload, event_text, new_salt
 from acp_store.checks import check_name, check_time
 from acp_store.codec import decode_record, decode_value, encode
 from acp_store.errors import PayloadError
@@ -196,16 +196,15 @@ def new_events(
         PayloadError: One of them cannot be stored.
     """
     what = f"event of run {run_id!r}"
-    forms: dict[str, EventForm] = {}
     new = []
     for event in events:
         event_type = check_name("event type", event.type)
         payload = encode(what, event)
         if chained:
-            form = forms.get(event_type) or forms.setdefault(event_type, event_form(run_id, event_type, key, who))
             salt = new_salt()
             digest = digest_of_payload(salt, payload)
-            new.append(NewEvent(event_type, payload, key, salt, digest, form.text(digest)))
+            text = event_text(run_id, event_type, key, who, digest)
+            new.append(NewEvent(event_type, payload, key, salt, digest, text))
         else:
             new.append(NewEvent(event_type, payload, key, None, None, None))
     return new

@@ -9,6 +9,7 @@ import selectors
 import socket
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Hashable
 from contextlib import suppress
@@ -32,7 +33,9 @@ SEND_EVERY_SECONDS: Final = 0.004
 SENDING_SHARE: Final = 0.1
 """... and so rarely that sending takes at most this share of it: a busy server is asked less often, ..."""
 SLOWEST_SEND_SECONDS: Final = 0.1
-"""... but no less often than this."""
+"""... but no less often than this, which is how often while no other process listens."""
+LISTENERS: Final = (zlib.crc32(b"acp_store") // 2, 0)
+"""The advisory lock that all who listen share."""
 PROBE_EVERY_SECONDS: Final = 30.0
 PROBE_SECONDS: Final = 2.0
 """How long a notification to oneself may take before LISTEN is taken for deaf."""
@@ -158,12 +161,14 @@ class _Link(threading.Thread):
         self._voice: Any = None
         self._probe: str | None = None
         self._next_probe = 0.0
+        self._next_send = 0.0
         self._retry = FIRST_RETRY_SECONDS
 
     def send(self, hint: str) -> None:
         """Have a hint sent soon."""
         self._pending.append(hint)
-        self._rouse()
+        if len(self._pending) == 1:
+            self._rouse()
 
     def listen(self) -> None:
         """Listen from now on."""
@@ -205,23 +210,30 @@ class _Link(threading.Thread):
             while True:
                 if self.listens and self._listener is None:
                     self._listener = self._connect()
+                    self._listener.execute("SELECT pg_advisory_lock_shared(%s, %s)", LISTENERS)
                     self._listener.execute(f"LISTEN {CHANNEL}")
                     selector.register(self._listener.fileno(), selectors.EVENT_READ)
                     self._next_probe = time.monotonic()
                 if self._listener is not None and time.monotonic() >= self._next_probe:
                     self._try_out()
                 stopping = self._stopping.is_set()
-                if self._pending:
+                if self._pending and (stopping or time.monotonic() >= self._next_send):
                     self._send()
                 if stopping:
                     return
-                wait = None if self._listener is None else max(0.0, self._next_probe - time.monotonic())
-                for key, _ in selector.select(wait):
+                for key, _ in selector.select(self._until_next()):
                     if key.fileobj is self._ear:
                         self._ear.recv(64)
                         self._roused = False
                     else:
                         self._hear()
+
+    def _until_next(self) -> float | None:
+        """Return in how many seconds there is something to do; None where nobody knows."""
+        times = [self._next_probe] if self._listener is not None else []
+        if self._pending:
+            times.append(self._next_send)
+        return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _send(self) -> None:
         started = time.monotonic()
@@ -232,13 +244,28 @@ class _Link(threading.Thread):
         try:
             if self._sender is None:
                 self._sender = self._connect()
+                # A NOTIFY is a transaction too, whose commit would have the next write wait for its flush of the WAL.
+                self._sender.execute("SET synchronous_commit = off")
                 self._voice = PreparingCursor(self._sender)
-            self._voice.execute(_NOTIFY, {"channel": CHANNEL, "hints": f"{{{','.join(hints)}}}"})
+            classid, objid = LISTENERS
+            ours = 0 if self._listener is None else self._listener.info.backend_pid
+            self._voice.execute(
+                _NOTIFY,
+                {
+                    "channel": CHANNEL,
+                    "hints": f"{{{','.join(hints)}}}",
+                    "classid": classid,
+                    "objid": objid,
+                    "ours": ours,
+                },
+            )
+            ((_, others),) = self._voice.fetchall()
         except BaseException:
             self._pending.extendleft(hints)
             raise
-        pause = (time.monotonic() - started) / SENDING_SHARE
-        self._stopping.wait(min(max(pause, SEND_EVERY_SECONDS), SLOWEST_SEND_SECONDS))
+        now = time.monotonic()
+        pause = min(max((now - started) / SENDING_SHARE, SEND_EVERY_SECONDS), SLOWEST_SEND_SECONDS)
+        self._next_send = now + (pause if others else SLOWEST_SEND_SECONDS)
 
     def _hear(self) -> None:
         self._listener.pgconn.consume_input()
@@ -288,7 +315,13 @@ class _Link(threading.Thread):
 
 
 # One text with all hints, which are hexadecimal: the driver takes long to send an array.
-_NOTIFY: Final = "SELECT pg_notify(%(channel)s, hint) FROM unnest(%(hints)s::text[]) AS hint"
+_NOTIFY: Final = """
+    SELECT count(pg_notify(%(channel)s, hint)), EXISTS (
+        SELECT FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock' AND pid <> %(ours)s
+            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+            AND classid = %(classid)s::bigint::oid AND objid = %(objid)s::bigint::oid
+    ) FROM unnest(%(hints)s::text[]) AS hint
+"""
 
 
 def _hang_up(connection: Any) -> None:

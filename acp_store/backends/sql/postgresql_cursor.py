@@ -14,7 +14,7 @@ from psycopg.generators import execute
 from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 
-from acp_store.backends.sql.prepared import Row
+from acp_store.backends.sql.prepared import Row, in_order
 
 __all__ = ["PreparingCursor"]
 
@@ -101,7 +101,7 @@ class PreparingCursor:
         return statement
 
     def _run(self, statement: _Statement, parameters: Mapping[str, Any]) -> list[Row]:
-        values = [parameters[name] for name in statement.names]
+        values = statement.values(parameters)
         self._pgconn.send_query_prepared(statement.name, self._transformer.dump_sequence(values, statement.formats))
         result = self._result()
         self._transformer.set_pgresult(result)
@@ -128,4 +128,5 @@ class _Statement:
         # Not psycopg's names, which begin anew on each connection: behind a pooler those of two are on one server.
         self.name = f"acp_store_{secrets.token_hex(8)}".encode()
         self.names = tuple(numbers)
+        self.values = in_order(self.names)
         self.formats = [PyFormat.TEXT] * len(numbers)

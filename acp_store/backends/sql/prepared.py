@@ -12,7 +12,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 from acp_store.models import Base
 
-__all__ = ["Parameters", "Prepared", "Preparer", "Row", "Values"]
+__all__ = ["Parameters", "Prepared", "Preparer", "Row", "Values", "in_order"]
 
 Row: TypeAlias = tuple[Any, ...]
 Values: TypeAlias = Mapping[str, Any]
@@ -35,7 +35,7 @@ class Prepared:
         for qualifier, shorter in qualifiers.items():
             self.sql = self.sql.replace(qualifier, shorter)
         self.returns_rows = isinstance(compiled.statement, SelectBase) or bool(compiled.effective_returning)
-        self._in_order = _getter(compiled.positiontup or ()) if compiled.positional else None
+        self._in_order = in_order(compiled.positiontup or ()) if compiled.positional else None
         self._constants = {name: bind.value for name, bind in compiled.binds.items() if not bind.required}
 
     def parameters(self, values: Values) -> Parameters:
@@ -45,7 +45,8 @@ class Prepared:
         return values if self._in_order is None else self._in_order(values)
 
 
-def _getter(names: Sequence[str]) -> Callable[[Values], tuple[Any, ...]]:
+def in_order(names: Sequence[str]) -> Callable[[Values], tuple[Any, ...]]:
+    """Return what takes the values of these names, in this order."""
     if len(names) > 1:
         return itemgetter(*names)
     return lambda values: tuple([values[name] for name in names])
