@@ -105,6 +105,7 @@ def use(repository: Any) -> None:
     repository.save_run(run.complete())
     assert len(list(repository.watch_events("r", after=200, timeout=0.1))) == 5
     assert len(repository.get_events("r")) == 100
+    assert repository.get_events_json("r", 1) != b"[]"
     assert repository.get_run("r").status == repository.get_status("r") == "completed"
     assert len(repository.get_session("s").history) == 1
     assert repository.list_runs(agent_name="echo", session_id="s", status="completed").total == 1
