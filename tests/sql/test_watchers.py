@@ -9,9 +9,10 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import make_url
 
 from acp_store import BackendUnavailableError, ClosedError, Repository, SQLRepository, open_repository
-from acp_store.backends.sql.notify import CHANNEL
+from acp_store.backends.sql.notify import CHANNEL, LISTENERS, NOTIFY
 from tests.servers import Postgres, connect, wait_until
 
 if TYPE_CHECKING:
@@ -94,6 +95,30 @@ def test_two_hundred_watchers_listen_on_one_connection(repository: Repository, p
     assert listening == (1,)
     assert ours is not None
     assert ours[0] <= 5 + 2 + 1, "the pool, the hints, and the writer's own pool of one used connection"
+
+
+def test_the_sender_of_hints_hears_whether_another_process_listens(repository: Repository, postgres_url: str) -> None:
+    """Who sends learns of listeners in its own database but not of its own one; with the last of them gone, of none."""
+
+    def others(ours: int = 0) -> bool:
+        values = {"channel": CHANNEL, "hints": "{}", "ours": ours, "classid": LISTENERS[0], "objid": LISTENERS[1]}
+        row = admin.execute(NOTIFY, values).fetchone()
+        assert row is not None
+        return bool(row[1])
+
+    elsewhere_url = make_url(postgres_url).set(database="postgres").render_as_string(hide_password=False)
+    with connect(postgres_url) as admin, connect(elsewhere_url) as elsewhere:
+        elsewhere.execute("SELECT pg_advisory_lock_shared(%s, %s)", LISTENERS)
+        assert not others()
+        follower = Follower(repository, "run", 1)
+        wait_until(lambda: hears(repository), message="hints arrive")
+        assert others()
+        (pid,) = admin.execute("SELECT pid FROM pg_stat_activity WHERE query LIKE 'LISTEN%'").fetchone() or (0,)
+        assert not others(pid)
+        repository.add_event("run", EVENT)
+        assert follower.result() == [1]
+        repository.close()
+        wait_until(lambda: not others(), message="no listener")
 
 
 def test_hints_of_another_process_arrive(repository: Repository, postgres_url: str) -> None:

@@ -250,7 +250,7 @@ class _Link(threading.Thread):
             classid, objid = LISTENERS
             ours = 0 if self._listener is None else self._listener.info.backend_pid
             self._voice.execute(
-                _NOTIFY,
+                NOTIFY,
                 {
                     "channel": CHANNEL,
                     "hints": f"{{{','.join(hints)}}}",
@@ -315,7 +315,7 @@ class _Link(threading.Thread):
 
 
 # One text with all hints, which are hexadecimal: the driver takes long to send an array.
-_NOTIFY: Final = """
+NOTIFY: Final = """
     SELECT count(pg_notify(%(channel)s, hint)), EXISTS (
         SELECT FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock' AND pid <> %(ours)s
             AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
