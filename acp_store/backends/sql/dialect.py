@@ -229,7 +229,7 @@ class SQLDialect(ABC):
 
     @abstractmethod
     def cursor(self, driver: Any) -> Any:
-        """Return the cursor that runs all statements on a connection."""
+        """Return the cursor that runs all statements on a connection of our own."""
 
     @abstractmethod
     def has_died(self, driver: Any) -> bool:

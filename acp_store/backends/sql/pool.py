@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from time import monotonic
 from typing import Any, Final
 
 import sqlalchemy.exc
@@ -18,9 +17,6 @@ from acp_store.errors import BackendUnavailableError, ClosedError
 __all__ = ["Borrowed", "EnginePool", "OwnPool", "Pool"]
 
 _CURSOR: Final = "acp_store_cursor"
-_FRESH_SECONDS: Final = 0.01
-"""So long after its last answer a connection is not asked whether it has died: that takes a call of the system, and
-other threads the interpreter."""
 
 
 class Borrowed:
@@ -31,16 +27,14 @@ class Borrowed:
         cursor: The one cursor on it that runs all statements.
         proxied: What the engine's pool wants back; None where the connection is our own.
         before: What the dialect changed about someone else's connection, to be undone.
-        used: When it was last given back, by `time.monotonic`.
     """
 
-    __slots__ = ("before", "cursor", "driver", "proxied", "used")
+    __slots__ = ("before", "cursor", "driver", "proxied")
 
     def __init__(
         self, driver: Any, cursor: Any, proxied: PoolProxiedConnection | None = None, before: Any = None
     ) -> None:
         self.driver, self.cursor, self.proxied, self.before = driver, cursor, proxied, before
-        self.used = 0.0
 
 
 class Pool(ABC):
@@ -94,7 +88,7 @@ class EnginePool(Pool):
         before = self._dialect.take_over(driver)
         cursor = proxied.info.get(_CURSOR)
         if cursor is None:
-            cursor = proxied.info[_CURSOR] = self._dialect.cursor(driver)
+            cursor = proxied.info[_CURSOR] = driver.cursor()
         return Borrowed(driver, cursor, proxied, before)
 
     def give_back(self, borrowed: Borrowed) -> None:
@@ -148,7 +142,7 @@ class OwnPool(Pool):
             raise _none_free(self._options.timeout, self._options.pool_size) from None
         try:
             while (borrowed := self._pop()) is not None:
-                if monotonic() - borrowed.used < _FRESH_SECONDS or not self._dialect.has_died(borrowed.driver):
+                if not self._dialect.has_died(borrowed.driver):
                     return borrowed
                 _close(borrowed)
             return self._open()
@@ -160,7 +154,6 @@ class OwnPool(Pool):
         if self._dialect.is_lost(borrowed.driver):
             _close(borrowed)
         else:
-            borrowed.used = monotonic()
             self._idle.append(borrowed)
         if self._closed:
             self._close_idle()

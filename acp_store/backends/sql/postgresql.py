@@ -173,7 +173,7 @@ class PostgreSQL(SQLDialect):
             driver.autocommit = False
 
     def cursor(self, driver: Any) -> Any:
-        return PreparingCursor(driver) if isinstance(driver, psycopg.Connection) else driver.cursor()
+        return PreparingCursor(driver)
 
     def has_died(self, driver: Any) -> bool:
         # A ping would cost a round trip for each call. A server that goes away says so on the socket, and an idle
