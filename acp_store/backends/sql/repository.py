@@ -217,8 +217,9 @@ class SQLRepository(Repository):
         }
         values.update(self._owner)
         filters = frozenset(values)
-        values |= {"limit": check_count("limit", limit), "offset": check_count("offset", offset)}
-        values["end"] = min(limit + offset, MAX_COUNT)
+        limit, offset = check_count("limit", limit), check_count("offset", offset)
+        # One more than is returned, which says whether any follow.
+        values |= {"limit": min(limit, MAX_COUNT - 1) + 1, "offset": offset}
         values["reach"] = min(limit + offset, MAX_COUNT - 1) + 1
         after: statements.Place | None = None
         if cursor is not None:
@@ -227,15 +228,16 @@ class SQLRepository(Repository):
             after = order if at is not None else "no status"
         prepare = self._bind.prepare
         rows = self._bind.read(prepare(statements.list_runs, filters, order, after, offset > 0, total), values)
-        runs = [run_from_row(row[2:], self._dialect) for row in rows]
         if rows:
-            count, following = rows[0][:2]
-            run_id, at = statements.place_of(rows[-1][2:], order)
-            place = None if at is None else self._dialect.time_out(at)
-            next_cursor = cursor_of(place, run_id, order) if following else None
-            return RunPage(runs, count, next_cursor)
-        count = self._bind.read(prepare(statements.count_runs, filters), values)[0][0] if total else None
-        return RunPage([], count)
+            count = rows[0][0]
+        else:
+            count = self._bind.read(prepare(statements.count_runs, filters), values)[0][0] if total else None
+        runs = [run_from_row(row[1:], self._dialect) for row in rows[:limit]]
+        if not runs or len(rows) == len(runs):
+            return RunPage(runs, count)
+        run_id, at = statements.place_of(rows[limit - 1][1:], order)
+        place = None if at is None else self._dialect.time_out(at)
+        return RunPage(runs, count, cursor_of(place, run_id, order))
 
     def list_ids(self, noun: Literal["runs", "sessions"], *, limit: int = 1000, cursor: str | None = None) -> IdPage:
         build = {"runs": statements.list_run_ids, "sessions": statements.list_session_ids}[check_noun(noun)]

@@ -164,7 +164,7 @@ Place: TypeAlias = Literal["created", "status", "no status"]
 def list_runs(
     filters: frozenset[str], order: Literal["created", "status"], after: Place | None, skip: bool, total: bool
 ) -> Executable:
-    """Read one page of runs; each row begins with the total (or NULL) and whether more follow.
+    """Read one page of runs; each row begins with the total, or NULL.
 
     Args:
         filters: The filters that are given, ``owner`` among them.
@@ -178,25 +178,18 @@ def list_runs(
         places: tuple[Any, ...] = RunRow.created_at.desc(), RunRow.run_id
     else:
         places = newest_first(RunRow.status_at), RunRow.run_id.desc()
-    limit, offset, end = (bindparam(name, type_=BigInteger) for name in ("limit", "offset", "end"))
+    limit, offset = (bindparam(name, type_=BigInteger) for name in ("limit", "offset"))
     count: ColumnElement[Any] = count_runs(filters).scalar_subquery() if total else cast(literal(None), BigInteger)
 
-    following: Select[Any]
+    page = select(count.label("total"), *_RUN_COLUMNS).order_by(*places)
     if after == "status" and "status_after" not in filters:
         window = _behind_a_status(conditions, places).cte("behind")
-        places_in_window = newest_first(window.c.status_at), window.c.run_id.desc()
-        keys = select(window.c.run_id).order_by(*places_in_window)
-        following = select(literal_column("1")).select_from(window).order_by(*places_in_window)
+        keys = select(window.c.run_id).order_by(newest_first(window.c.status_at), window.c.run_id.desc())
     else:
         conditions = [*conditions, *_behind(after)]
+        if not skip:
+            return page.where(*conditions).limit(limit)
         keys = select(RunRow.run_id).where(*conditions).order_by(*places)
-        following = select(literal_column("1")).select_from(RunRow).where(*conditions).order_by(*places)
-        window = None
-    page = select(
-        count.label("total"), following.limit(literal_column("1")).offset(end).scalar_subquery(), *_RUN_COLUMNS
-    ).order_by(*places)
-    if not skip and window is None:
-        return page.where(*conditions).limit(limit)
     # PostgreSQL computes the columns of the rows an OFFSET skips too, and so would read their payloads.
     chosen = keys.limit(limit).offset(offset).subquery()
     return page.join(chosen, chosen.c.run_id == RunRow.run_id)
