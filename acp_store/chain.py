@@ -176,8 +176,7 @@ def erased_payload(event_type: str) -> str:
 
 def time_text(value: datetime) -> str:
     """Return a time as it stands in a canonical text."""
-    text = value.astimezone(UTC).isoformat()
-    return text.replace("+00:00", "Z" if value.microsecond else ".000000Z")
+    return f"{value.astimezone(UTC).isoformat(timespec='microseconds')[:-6]}Z"
 
 
 def _string(value: str | None) -> str:

@@ -8,8 +8,8 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, TypeVar, Union, get_args, get_origin
 from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
-from pydantic_core import from_json
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, PlainSerializer, ValidationError
+from pydantic_core import core_schema, from_json
 
 from acp_store.errors import PayloadError
 
@@ -49,7 +49,17 @@ def _id_to_str(value: object) -> object:
     return str(value) if isinstance(value, UUID) else value
 
 
-Id = Annotated[str, BeforeValidator(_id_to_str)]
+class _OrUUID:
+    """Has a UUID taken for its text; not looked for in JSON, which has none."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        text = handler(source)
+        either = core_schema.no_info_before_validator_function(_id_to_str, text)
+        return core_schema.json_or_python_schema(json_schema=text, python_schema=either)
+
+
+Id = Annotated[str, _OrUUID]
 Time = Annotated[datetime, PlainSerializer(_time_to_json, when_used="json-unless-none")]
 
 

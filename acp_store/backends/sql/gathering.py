@@ -101,7 +101,11 @@ class Gathering(Generic[C, R]):
             return alone(call) if ticket is None else self._do_in_line(ticket, alone, together)
         finally:
             if at_once:
-                _surely(partial(self._leave_at_once, run_id))
+                try:
+                    self._leave_at_once(run_id)
+                except BaseException:
+                    self._leave_at_once(run_id)
+                    raise
             elif ticket is not None and ticket.state is not _State.DONE:
                 _surely(partial(self._leave, ticket))
 

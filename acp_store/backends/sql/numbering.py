@@ -36,11 +36,11 @@ def take_numbers(
     Args:
         unit: The transaction.
         advance: `statements.advance_head`, returning the last number, the time and the digest before.
-        values: Its values.
+        values: Its values; ``count`` is how many events there are.
         events: The events, all of them chained or none.
         time_out: Makes a time of what the driver gives.
     """
-    rows = unit.write(advance, {**values, "count": len(events)})
+    rows = unit.write(advance, values)
     if not rows:
         return None
     last, recorded_at, digest = rows[0]

@@ -44,7 +44,7 @@ from acp_store.backends.sql.dialect import (
 from acp_store.backends.sql.notify import SharedNotifiers
 from acp_store.backends.sql.numbering import take_numbers
 from acp_store.backends.sql.prepared import Row, Values
-from acp_store.chain import StatusText, erased_payload, erasure_digest, tombstone_digest
+from acp_store.chain import StatusText, erased_payload, erasure_digest, time_text, tombstone_digest
 from acp_store.errors import (
     AcpStoreError,
     BackendUnavailableError,
@@ -302,15 +302,43 @@ class SQLite(SQLDialect):
         unit.write_many(unit.prepare(lite.put_message), rows)
 
     def append_event(self, bind: Bind, append: Append) -> Row | None:
-        run_id, event, who, owner = append
-        return self.append_events(bind, run_id, [event], who, owner)
+        with bind.unit() as unit:
+            return self._append_one(unit, append)
+
+    def _append_one(self, unit: Bind, append: Append) -> Row | None:
+        run_id, (event_type, payload, key, salt, payload_digest, text), (actor, reason, trace_id), owner = append
+        values = {
+            "run_id": run_id,
+            "count": 1,
+            "now": self.time_in(utc_now()),
+            "event_type": event_type,
+            "key": key,
+            "payload": payload,
+            "payload_salt": salt,
+            "payload_digest": payload_digest,
+            "digest": None,
+            "actor": actor,
+            "reason": reason,
+            "trace_id": trace_id,
+            **owner,
+        }
+        rows = unit.write(unit.prepare(lite.advance_head, bool(owner)), values)
+        if not rows:
+            return None
+        seq, recorded_at, digest = rows[0]
+        values["seq"], values["recorded_at"] = seq, recorded_at
+        if text is not None:
+            values["digest"] = text.digest(digest, time_text(self.time_out(recorded_at)), seq)
+            unit.write(unit.prepare(statements.set_head_digest), values)
+        unit.write(unit.prepare(lite.put_event), values)
+        return seq, recorded_at
 
     def gathering_slots(self, engine: Engine) -> int:
         return 0 if isinstance(engine.pool, StaticPool) else 1  # there is one writer at a time
 
     def append_gathered(self, bind: Bind, appends: Sequence[Append]) -> list[Row | None]:
         with bind.unit() as unit:
-            return [self._append(unit, run_id, [event], who, owner) for run_id, event, who, owner in appends]
+            return [self._append_one(unit, append) for append in appends]
 
     def require_free(self, engine: Engine) -> None:
         if engine in self._locks:
@@ -320,33 +348,29 @@ class SQLite(SQLDialect):
         self, bind: Bind, run_id: str, events: Sequence[NewEvent], who: Stamp, owner: Owner
     ) -> Row | None:
         with bind.unit() as unit:
-            return self._append(unit, run_id, events, who, owner)
-
-    def _append(self, unit: Bind, run_id: str, events: Sequence[NewEvent], who: Stamp, owner: Owner) -> Row | None:
-        values = {"run_id": run_id, "now": self.time_in(utc_now()), **owner}
-        advance = unit.prepare(lite.advance_head, bool(owner))
-        numbers = take_numbers(unit, advance, values, events, self.time_out)
-        if numbers is None:
-            return None
-        unit.write_many(
-            unit.prepare(lite.put_event),
-            [
-                {
-                    "run_id": run_id,
-                    "seq": seq,
-                    "event_type": event.event_type,
-                    "key": event.key,
-                    "payload": event.payload,
-                    "recorded_at": numbers.recorded_at,
-                    "payload_salt": event.salt,
-                    "payload_digest": event.payload_digest,
-                    "digest": digest,
-                    **who._asdict(),
-                }
-                for seq, (event, digest) in enumerate(zip(events, numbers.digests, strict=True), numbers.first)
-            ],
-        )
-        return numbers.first, numbers.recorded_at
+            values = {"run_id": run_id, "count": len(events), "now": self.time_in(utc_now()), **owner}
+            advance = unit.prepare(lite.advance_head, bool(owner))
+            numbers = take_numbers(unit, advance, values, events, self.time_out)
+            if numbers is None:
+                return None
+            same = {"run_id": run_id, "recorded_at": numbers.recorded_at, **who._asdict()}
+            unit.write_many(
+                unit.prepare(lite.put_event),
+                [
+                    {
+                        **same,
+                        "seq": seq,
+                        "event_type": event.event_type,
+                        "key": event.key,
+                        "payload": event.payload,
+                        "payload_salt": event.salt,
+                        "payload_digest": event.payload_digest,
+                        "digest": digest,
+                    }
+                    for seq, (event, digest) in enumerate(zip(events, numbers.digests, strict=True), numbers.first)
+                ],
+            )
+            return numbers.first, numbers.recorded_at
 
     def erase_event(self, bind: Bind, run_id: str, seq: int, who: Stamp, owner: Owner) -> bool:
         values = {"run_id": run_id, "seq": seq, **owner}
