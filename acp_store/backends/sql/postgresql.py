@@ -10,6 +10,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from functools import partial
+from threading import Condition
 from typing import Any, ClassVar, Final
 from weakref import WeakSet
 
@@ -69,6 +70,7 @@ _NOTHING: Final = nullcontext()
 _KEY_INDEX: Final = "uq_acp_events_run_id_key"
 _LOCK_POLL_SECONDS: Final = 0.05
 _HINT_TIMEOUT: Final = 2.0
+_FORK_PATIENCE_SECONDS: Final = 2.0
 # With one, two writers would wait for each other where the server is far away; with four, too few calls come together.
 _GATHERING_SLOTS: Final = 2
 _OLDEST_SERVER: Final = 130000
@@ -509,6 +511,36 @@ def _let_go() -> None:
     os.close(null)
 
 
+class _Opening:
+    """Has a fork wait for connections that are being opened, which a child could not tell from its own."""
+
+    def __init__(self) -> None:
+        self._condition = Condition()
+        self._count = 0
+        os.register_at_fork(before=self._wait, after_in_parent=self._go_on, after_in_child=self._begin_anew)
+
+    def __enter__(self) -> None:
+        with self._condition:
+            self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._condition:
+            self._count -= 1
+            self._condition.notify_all()
+
+    def _wait(self) -> None:
+        self._condition.acquire()
+        self._condition.wait_for(lambda: self._count == 0, _FORK_PATIENCE_SECONDS)
+
+    def _go_on(self) -> None:
+        self._condition.release()
+
+    def _begin_anew(self) -> None:
+        self._condition = Condition()
+        self._count = 0
+
+
+_opening: Final = _Opening()
 os.register_at_fork(after_in_child=_let_go)
 
 
@@ -519,11 +551,12 @@ class _Connect:
         self._timeout = timeout
 
     def __call__(self, _dialect: object, _record: object, args: list[Any], options: dict[str, Any]) -> Any:
-        connection = _Connection.connect(*args, **options)
+        with _opening:
+            connection = _Connection.connect(*args, **options)
+            _Connection.opened.add(connection)
         connection.limit = self._timeout
         connection.poller = io.poll()
         connection.poller.register(connection.pgconn.socket, io.POLLIN | io.POLLHUP | io.POLLERR)
-        _Connection.opened.add(connection)
         # Before the limit of the connection, so that a wait for a lock ends with nothing written
         # instead of with nobody knowing.
         milliseconds = max(1, int(self._timeout * 900))
