@@ -131,11 +131,9 @@ def run_from_row(row: Row, dialect: SQLDialect) -> Run:
     run = decode_record(Run, text, in_order=in_order)
     if unknown is not None:
         run.__pydantic_extra__ = unknown
-    if mode is not None:
-        run.mode = mode
-    if status_at is not None:
-        run.status_at = dialect.time_out(status_at)
     run.__dict__.update(
+        mode=mode,
+        status_at=None if status_at is None else dialect.time_out(status_at),
         run_id=run_id,
         agent_name=agent_name,
         session_id=session_id,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Any, Final
+from typing import Any
 
 import sqlalchemy.exc
 from sqlalchemy import Engine
@@ -15,8 +15,6 @@ from acp_store.backends.sql.dialect import EngineOptions, SQLDialect
 from acp_store.errors import BackendUnavailableError, ClosedError
 
 __all__ = ["Borrowed", "EnginePool", "OwnPool", "Pool"]
-
-_CURSOR: Final = "acp_store_cursor"
 
 
 class Borrowed:
@@ -86,10 +84,8 @@ class EnginePool(Pool):
         proxied = self._connect()
         driver: Any = proxied.dbapi_connection
         before = self._dialect.take_over(driver)
-        cursor = proxied.info.get(_CURSOR)
-        if cursor is None:
-            cursor = proxied.info[_CURSOR] = driver.cursor()
-        return Borrowed(driver, cursor, proxied, before)
+        # A cursor of its own: a pool may lend one connection to two threads, as one of a database in memory does.
+        return Borrowed(driver, driver.cursor(), proxied, before)
 
     def give_back(self, borrowed: Borrowed) -> None:
         proxied = borrowed.proxied
