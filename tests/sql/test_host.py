@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import Session as ORMSession
+from sqlalchemy.pool import StaticPool
 
 from acp_store import (
     ConflictError,
@@ -14,6 +17,7 @@ from acp_store import (
     Run,
     Session,
     SQLRepository,
+    migrate,
 )
 from acp_store.models import EventRow, RunRow
 
@@ -97,3 +101,20 @@ def test_a_hosts_engine_is_as_it_was(engine: Engine) -> None:
         connection.execute(text("delete from acp_events"))
         connection.rollback()
     assert SQLRepository(engine).stats().events == 3
+
+
+def test_threads_that_share_a_hosts_one_connection_read_their_own_rows() -> None:
+    """A host's engine that lends one connection to all threads, as in memory, gives each call its own rows."""
+    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+    migrate.upgrade(engine)
+    repository = SQLRepository(engine)
+    names = [f"run {number}" for number in range(8)]
+    for name in names:
+        repository.save_run(Run(run_id=name, agent_name=name))
+
+    def read(name: str) -> set[str]:
+        return {run.agent_name for run in (repository.get_run(name) for _ in range(200)) if run is not None}
+
+    with ThreadPoolExecutor(len(names)) as threads:
+        assert list(threads.map(read, names)) == [{name} for name in names]
+    engine.dispose()
