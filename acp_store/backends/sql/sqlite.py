@@ -133,6 +133,8 @@ class SQLite(SQLDialect):
         return file.parent.is_dir() and not file.exists()
 
     def writing(self, engine: Engine) -> AbstractContextManager[None]:
+        if isinstance(engine.pool, StaticPool):  # one connection for all threads, whosever the engine is
+            return self._locks.setdefault(engine, _ThreadLock(EngineOptions().timeout))
         return self._locks.get(engine, _NOTHING)
 
     def reading(self, engine: Engine) -> AbstractContextManager[None]:
