@@ -28,7 +28,7 @@ RUN_COLUMNS = (
     "run_id, agent_name, session_id, status, await_request{text}, output{text}, error{text}, created_at, finished_at, "
     "input{text}, mode, metadata{text}, updated_at, version"
 )
-TERMINAL = "('completed', 'failed', 'cancelled')"
+TERMINAL = "('completed', 'failed', 'cancelled', 'rejected')"
 
 
 class Page(NamedTuple):

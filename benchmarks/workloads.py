@@ -12,7 +12,7 @@ from typing import Any
 import redis
 import redis.asyncio
 
-from acp_store import AsyncRepository, CachedRepository, open_repository
+from acp_store import AsyncRepository, CachedRepository, Run, Session, open_repository
 from acp_store.models import RunRow
 from benchmarks import raw
 from benchmarks.harness import ORM, Budget, Processes, Side, Threads, cost, throughput
@@ -93,30 +93,26 @@ def _save_run(place: Place) -> Iterator[Sides]:
         raise AssertionError(f"the raw side saves something else: {theirs}, {ours}")
 
 
-@workload("get a run", {POSTGRESQL: 0.80, ASYNC: 0.80, SQLITE: 0.60})
-def _get_run(place: Place) -> Iterator[Sides]:
-    place.repository.save_run(run("read"))
-    if ORM in place.stores:
-        place.stores[ORM].save_run(run("read"))
+def _reading(place: Place, kind: str, record: Run | Session) -> Iterator[Sides]:
+    """What reads a record back that is saved once in the tables of both kinds."""
+    for store in [place.repository, *([place.stores[ORM]] if ORM in place.stores else [])]:
+        getattr(store, f"save_{kind}")(record)
 
     def make(_side: str, store: Store) -> Call:
-        return partial(store.get_run, "read")
+        return partial(getattr(store, f"get_{kind}"), "read")
 
     place.require_same(make)
     yield place.sides(make)
+
+
+@workload("get a run", {POSTGRESQL: 0.80, ASYNC: 0.80, SQLITE: 0.60})
+def _get_run(place: Place) -> Iterator[Sides]:
+    yield from _reading(place, "run", run("read"))
 
 
 @workload("get a session of 20 messages", {POSTGRESQL: 0.80, ASYNC: 0.80, SQLITE: 0.70})
 def _get_session(place: Place) -> Iterator[Sides]:
-    place.repository.save_session(session("read"))
-    if ORM in place.stores:
-        place.stores[ORM].save_session(session("read"))
-
-    def make(_side: str, store: Store) -> Call:
-        return partial(store.get_session, "read")
-
-    place.require_same(make)
-    yield place.sides(make)
+    yield from _reading(place, "session", session("read"))
 
 
 def _growing(sizes: Sequence[int]) -> Callable[[float], list[Budget]]:

@@ -158,7 +158,6 @@ class OwnPool(Pool):
     def close(self) -> None:
         self._closed = True
         self._close_idle()
-        self._engine.dispose()
 
     def before_fork(self) -> None:
         if not self._dialect.crosses_forks:
